@@ -1,0 +1,1 @@
+"""agentckpt: checkpoint, restore, fork and migrate LLM agents."""
