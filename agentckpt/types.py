@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NewType, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NewType, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from .handles import Handle
@@ -35,6 +35,13 @@ EffectState = Literal[
 ]  # fmt: skip
 Consistency = Literal["frozen", "quiescent", "per-file"]
 Continuation = Literal["exact", "compatible, not bit-exact", "prefix-equivalent"]
+
+
+class Mark(NamedTuple):
+    """A position in one session's journal: ``sseq`` and the hash of that record's body; ``(0, zeros)`` is before the first."""
+
+    seq: int
+    hash: bytes
 
 
 class Sink(Protocol):
