@@ -99,7 +99,7 @@ class MerkleList:
     def _cut(self, source: Source, level: int, kept: int, left: int) -> None:
         """Keep ``kept`` nodes of ``level``, and ``left`` items of the next one, opened down to the edge."""
         ref = self._levels[level][kept]
-        levels = [list(refs) for refs in self._levels[: level + 1]]
+        levels = [list(refs) for refs in self._levels]
         levels[level] = levels[level][:kept]
         for below in range(level):
             levels[below] = []
