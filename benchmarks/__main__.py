@@ -1,0 +1,31 @@
+"""``python -m benchmarks NAME [--quick] [--json]``: measure beside a peer and a ceiling, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+
+from .report import document, print_table
+
+NAMES = {"demo": "what a turn, a capture and a restore of the included engine cost"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=sorted(NAMES), help="; ".join(f"{k}: {v}" for k, v in NAMES.items()))
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    args = parser.parse_args()
+    rows = importlib.import_module(f".{args.name}", __package__).run(quick=args.quick)
+    found = document(args.name, rows, quick=args.quick)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_table(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
