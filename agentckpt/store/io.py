@@ -284,13 +284,23 @@ class RealIO:
         return os.path.join(self.root, path) or "."
 
     def open_read(self, path: str) -> File:
-        return RealFile(path, os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC))
+        return self._open(path, os.O_RDONLY, 0)
 
     def open_append(self, path: str, *, mode: int = 0o644) -> File:
-        return RealFile(path, os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode))
+        return self._open(path, os.O_RDWR | os.O_CREAT, mode)
 
     def write_new(self, path: str, *, mode: int = 0o644) -> File:
-        return RealFile(path, os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+        return self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+
+    def _open(self, path: str, flags: int, mode: int) -> RealFile:
+        # Without O_NONBLOCK a FIFO that somebody put in the store would hang the reader.
+        fd = os.open(self._at(path), flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+        kind = os.fstat(fd).st_mode
+        if stat_module.S_ISREG(kind):
+            return RealFile(path, fd)
+        os.close(fd)
+        code = errno.EISDIR if stat_module.S_ISDIR(kind) else errno.EINVAL
+        raise OSError(code, f"{os.strerror(code)} (not a regular file)", path)
 
     def rename(self, source: str, target: str) -> None:
         os.rename(self._at(source), self._at(target))
