@@ -68,6 +68,24 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise CorruptionError(object=f"{self.origin} at {start}", expected="UTF-8", found=str(error)[:80]) from error
 
+    def strings(self, count: int) -> list[str]:
+        """``string()`` repeated, with the calls inlined: a vocabulary has 100,000 of them."""
+        data, at, end = self.data, self.at, len(self.data)
+        length, found = struct.Struct("<Q").unpack_from, []
+        try:
+            for _ in range(count):
+                start = at + 8
+                at = start + length(data, at)[0]
+                if at > end:
+                    raise struct.error("past the end")
+                found.append(data[start:at].decode())
+        except struct.error as error:
+            raise CorruptionError("the file is cut off", object=self.origin, expected=f"a string at {at}", found=f"{end} bytes") from error
+        except UnicodeDecodeError as error:
+            raise CorruptionError(object=f"{self.origin} before {at}", expected="UTF-8", found=str(error)[:80]) from error
+        self.at = at
+        return found
+
     def value(self, kind: int) -> Any:
         if kind == STRING:
             return self.string()
@@ -82,7 +100,7 @@ class _Cursor:
         if kind == STRING:
             if count * 8 > len(self.data) - self.at:
                 self.take(count * 8)
-            return [self.string() for _ in range(count)]
+            return self.strings(count)
         if kind not in SCALARS:
             raise CorruptionError(object=f"{self.origin} at {self.at}", expected="an array of scalars or strings", found=f"type {kind}")
         form = SCALARS[kind]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import quants
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import CorruptionError, IncompatibleError
 from .config import Fields, ModelConfig, config_from_gguf
@@ -76,8 +76,11 @@ def dequantise(rows: Bytes, type: GGMLQuantizationType, *, origin: str) -> Float
     if form is None:
         raise IncompatibleError(code="unsupported-model", object=origin, expected="a tensor type that gguf expands", found=type.name)
     form.init_grid()
-    groups = [form.dequantize_rows(rows[start : start + GROUP_ROWS]) for start in range(0, len(rows), GROUP_ROWS)]
-    return np.concatenate(groups)
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    values = np.empty((len(rows), rows.shape[1] // block_bytes * block), dtype=np.float32)
+    for start in range(0, len(rows), GROUP_ROWS):
+        values[start : start + GROUP_ROWS] = form.dequantize_rows(rows[start : start + GROUP_ROWS])
+    return values
 
 
 class GgufSource:

@@ -77,9 +77,9 @@ def model_id(config: ModelConfig, files: Sequence[Path], recipe: Mapping[str, by
     return digest("model id", parts)
 
 
-def tokenizer_id(spec: Mapping[str, Any]) -> bytes:
-    """32 bytes over the tokenizer's whole specification."""
-    return digest("tokenizer id", [canonical_json(spec)])
+def tokenizer_id(spec_bytes: bytes) -> bytes:
+    """32 bytes over the tokenizer's whole specification in canonical form."""
+    return digest("tokenizer id", [spec_bytes])
 
 
 def template_id(template: str | None) -> bytes | None:

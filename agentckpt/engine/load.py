@@ -67,7 +67,7 @@ def load_model(name_or_path: str | Path, *, device: str = "cpu", dtype: str = "f
         model=model,
         tokenizer=tokenizer,
         model_id=identity,
-        tokenizer_id=tokenizer_id(tokenizer.spec),
+        tokenizer_id=tokenizer_id(tokenizer.spec_bytes),
         template_id=template_id(tokenizer.template),
         model_id_s=identified - opened,
         load_s=time.perf_counter() - identified + opened - started,

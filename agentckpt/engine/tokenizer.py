@@ -4,7 +4,7 @@ Invariants:
 1. ``decode(ids)`` is the UTF-8 reading of the joined ``token_bytes``: bytes never depend on neighbouring tokens.
 2. ``encode`` adds nothing: no beginning-of-text, no prefix space. The text of a special token becomes that token.
 3. The specification is plain JSON (tokenizer.json's own form, whether it was read from that file or made from GGUF metadata), and is
-   checked to be byte-level BPE without dropout before it is used.
+   checked to be byte-level BPE without dropout before it is used. ``spec_bytes`` is its canonical form, which ``tokenizer_id`` covers.
 
 Sources: tokenizer.json of the tokenizers library; the byte alphabet of GPT-2's encoder; pre-tokeniser patterns as the models' own
 tokenizer.json files give them.
@@ -12,7 +12,6 @@ tokenizer.json files give them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -21,6 +20,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import CorruptionError, IncompatibleError
+from .identity import canonical_json
 from .template import ChatTemplate
 
 LLAMA3_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -119,27 +119,30 @@ class Tokenizer:
     ) -> None:
         """``spec``: the object of a tokenizer.json. Raises ``IncompatibleError`` or ``CorruptionError``."""
         self.origin = origin
-        self.spec = check_spec(spec, origin=origin)
+        checked = check_spec(spec, origin=origin)
+        self.spec_bytes = canonical_json(checked)
         self.eos_ids = frozenset(eos_ids)
         self.bos_id = bos_id
         self.template = template
         self._chat = None if template is None else ChatTemplate(template, special_tokens or {}, origin=f"{origin}: chat template")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.spec))
+            self._tokenizer = tokenizers.Tokenizer.from_str(self.spec_bytes.decode())
         except Exception as error:  # the library raises bare Exception for a bad specification
             raise CorruptionError(object=origin, expected="a valid tokenizer specification", found=str(error)[:120]) from error
-        self._bytes = self._token_table()
+        self._bytes = self._token_table(checked.get("added_tokens") or [])
 
-    def _token_table(self) -> list[bytes]:
+    def _token_table(self, listed: list[dict[str, Any]]) -> list[bytes]:
         alphabet = byte_alphabet()
         table: dict[int, bytes] = {}
         for piece, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            known = all(char in alphabet for char in piece)
-            table[id] = bytes(alphabet[char] for char in piece) if known else piece.encode()
+            try:
+                table[id] = bytes(map(alphabet.__getitem__, piece))
+            except KeyError:  # a special token's text
+                table[id] = piece.encode()
         added = self._tokenizer.get_added_tokens_decoder()
         table |= {id: token.content.encode() for id, token in added.items()}
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
-        for entry in self.spec.get("added_tokens", []):
+        for entry in listed:
             if entry["id"] not in added or added[entry["id"]].content != entry["content"]:
                 raise CorruptionError("an added token has another id", object=self.origin, found=f"{entry['id']} {entry['content']!r}")
         size = max(table, default=-1) + 1
