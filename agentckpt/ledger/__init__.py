@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from .drafts import intent_body, matched_body, outcome_body, resolve_body
 from .effects import EffectRecord, advance
+from .entries import LedgerEntry
 from .keys import Call, Occurrences, make_call
-from .ledger import ZERO_MARK, Ancestor, Ledger, LedgerEntry, Match
+from .ledger import ZERO_MARK, Ancestor, Ledger, Match
 from .table import TABLE, Action, action_for, action_of
+from .values import INLINE_BYTES, load_value, pack_value
 
 __all__ = [
+    "INLINE_BYTES",
     "TABLE",
     "ZERO_MARK",
     "Action",
@@ -23,8 +26,10 @@ __all__ = [
     "action_of",
     "advance",
     "intent_body",
+    "load_value",
     "make_call",
     "matched_body",
     "outcome_body",
+    "pack_value",
     "resolve_body",
 ]

@@ -6,7 +6,7 @@ Each takes the record that it follows and refuses a transition that the table do
 from __future__ import annotations
 
 from ..types import EffectState, Ref, Value
-from .effects import EffectRecord, advance
+from .effects import EffectRecord, advance, check_dispatch
 from .keys import Call
 
 MATCHED = "matched"
@@ -19,7 +19,7 @@ def intent_body(call: Call, *, epoch: int, record: EffectRecord | None = None, a
     ``args``: ``{"$ref": ...}`` where the session stored large arguments as a chunk; None means inline.
     Raises ``ConflictError`` (code ``effect-transition``) if the key may not be dispatched (again).
     """
-    advance(None if record is None else record.state, "intended")
+    check_dispatch(call.effect_class, None if record is None else record.state)
     return {
         "epoch": epoch,
         "turn": call.turn,
@@ -62,9 +62,7 @@ def outcome_body(
     }
 
 
-def resolve_body(
-    record: EffectRecord, state: EffectState, *, epoch: int, by: str, note: str = "", value: Value = None
-) -> dict[str, Value]:
+def resolve_body(record: EffectRecord, state: EffectState, *, epoch: int, by: str, note: str = "", value: Value = None) -> dict[str, Value]:
     """Body of a ``resolve``: ``verified-applied``, ``verified-not``, ``compensated`` or ``resolved``; ``by`` names who says so."""
     advance(record.state, state)
     return {"epoch": epoch, "key": bytes.fromhex(record.key), "state": state, "by": by, "note": note, "value": value}

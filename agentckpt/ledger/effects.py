@@ -3,7 +3,7 @@
 Invariants:
 1. ``unknown`` never becomes ``failed``. A failure clears only its own dispatch: if an earlier dispatch of the same key
    may have happened, the state stays ``unknown``.
-2. What does not stand in ``TRANSITIONS`` is refused.
+2. What stands neither in ``TRANSITIONS`` nor in ``REDISPATCH`` is refused.
 3. Evidence is never destroyed: a late outcome is always kept, in ``EffectRecord.late_evidence`` where it changes no state.
 """
 
@@ -24,49 +24,62 @@ TERMINAL_STATES: Final[frozenset[EffectState]] = frozenset(
 APPLIED_STATES: Final[frozenset[EffectState]] = frozenset({"committed", "verified-applied", "resolved"})
 """The effect stands in the world."""
 
-# (state before, event): state after. The one table; everything else is refused.
-_DISPATCHED_AGAIN: tuple[EffectState, ...] = ("intended", "unknown", "committed", "raised", "verified-not", "compensated")
-TRANSITIONS: Final[dict[tuple[EffectState | None, EffectState], EffectState]] = {
-    (None, "intended"): "intended",
-    # `intended`, `unknown`: sent or run again. `committed`, `raised`: void (sandbox). The rest is known not to stand.
-    **{(state, "intended"): "intended" for state in _DISPATCHED_AGAIN},
-    ("intended", "committed"): "committed",
-    ("intended", "raised"): "raised",
-    ("intended", "failed"): "failed",
-    ("intended", "unknown"): "unknown",
-    # An intent without outcome counts as dispatched, so a resolution may follow it directly.
-    ("intended", "verified-applied"): "verified-applied",
-    ("intended", "verified-not"): "verified-not",
-    ("intended", "compensated"): "compensated",
-    ("intended", "resolved"): "resolved",
-    ("unknown", "committed"): "committed",
-    ("unknown", "unknown"): "unknown",
-    ("unknown", "verified-applied"): "verified-applied",
-    ("unknown", "verified-not"): "verified-not",
-    ("unknown", "compensated"): "compensated",
-    ("unknown", "resolved"): "resolved",
-    ("committed", "compensated"): "compensated",
-    ("verified-applied", "compensated"): "compensated",
-    ("resolved", "compensated"): "compensated",
+REDISPATCH: Final[dict[EffectClass, frozenset[EffectState]]] = {
+    "sandbox": frozenset({"intended", "unknown", "committed", "raised", "failed"}),
+    "read": frozenset({"intended", "unknown"}),
+    "model": frozenset({"intended", "unknown"}),
+    "idempotent": frozenset({"intended", "unknown", "verified-not", "compensated"}),
+    "compensable": frozenset({"verified-not", "compensated"}),
+    "irreversible": frozenset({"verified-not", "compensated"}),
+    "authority": frozenset({"verified-not", "compensated"}),
 }
+"""States from which an effect of a class may be dispatched once more under its key."""
+
+TRANSITIONS: Final[dict[EffectState, frozenset[EffectState]]] = {
+    # An intent without outcome counts as dispatched, so a resolution may follow it directly.
+    "intended": frozenset(
+        {"committed", "raised", "failed", "unknown", "verified-applied", "verified-not", "compensated", "resolved"}
+    ),
+    "unknown": frozenset({"unknown", "verified-applied", "verified-not", "compensated", "resolved"}),
+    "committed": frozenset({"compensated"}),
+    "raised": frozenset(),
+    "failed": frozenset(),
+    "verified-applied": frozenset({"compensated"}),
+    "verified-not": frozenset(),
+    "compensated": frozenset(),
+    "resolved": frozenset({"compensated"}),
+}  # fmt: skip
+"""State before -> events other than a dispatch. The one table; what it does not hold is refused."""
 
 
-def advance(state: EffectState | None, event: EffectState, *, earlier_may_stand: bool = False) -> EffectState:
+def check_dispatch(effect_class: EffectClass, state: EffectState | None) -> None:
+    """Raises ``ConflictError`` (code ``effect-transition``) if a known effect may not be dispatched (again)."""
+    if state is None or state in REDISPATCH[effect_class]:
+        return
+    raise ConflictError(
+        f"an effect of class {effect_class} may not be dispatched again",
+        code="effect-transition",
+        expected=f"state {' or '.join(sorted(REDISPATCH[effect_class]))}",
+        found=state,
+        hint="match the call against the ledger first",
+    )
+
+
+def advance(state: EffectState, event: EffectState, *, earlier_may_stand: bool = False) -> EffectState:
     """The state after ``event``.
 
     ``earlier_may_stand``: an earlier dispatch under the same key ended without a definite outcome, so that a failure of
     this one proves nothing. Raises ``ConflictError`` (code ``effect-transition``) for what the table does not hold.
     """
-    after = TRANSITIONS.get((state, event))
-    if after is None:
+    if event not in TRANSITIONS[state]:
         raise ConflictError(
-            "an effect cannot go this way",
+            f"an effect cannot become {event}",
             code="effect-transition",
-            expected=f"one of {sorted({e for s, e in TRANSITIONS if s == state})} after {state or 'nothing'}",
+            expected=f"one of {sorted(TRANSITIONS[state])} after {state}",
             found=event,
-            hint="an effect's states are listed in agentckpt/ARCHITECTURE.md",
+            hint="an effect's states are drawn in agentckpt/ARCHITECTURE.md",
         )
-    return "unknown" if after == "failed" and earlier_may_stand else after
+    return "unknown" if event == "failed" and earlier_may_stand else event
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +123,7 @@ class EffectRecord:
     """the outcome came from an owner that was already replaced"""
     late_evidence: tuple[LateEvidence, ...] = ()
     may_stand: bool = False
-    """an earlier dispatch under this key ended without a definite outcome"""
+    """an earlier dispatch under this key ended without a definite outcome (only of classes that reach the world)"""
     num_dispatches: int = 1
     sid: bytes = b""
     """whose journal holds it: the session's own, or an ancestor's"""

@@ -8,7 +8,7 @@ deterministic CBOR of ``agentckpt.nodes``. Canonical arguments are the keyword a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
@@ -69,6 +69,14 @@ def identity_of(canonical: bytes, intent_key: Value) -> bytes:
 def derive_key(*, lineage: bytes, turn: int, tool: str, identity: bytes, occurrence: int) -> bytes:
     """32 bytes; see the top of this file."""
     return blake3(encode([KEY_CONTEXT, lineage, turn, tool, identity, occurrence])).digest()
+
+
+def next_occurrence(call: Call) -> Call:
+    """The same call under the key of the next occurrence: for a key that another timeline has used."""
+    occurrence = call.occurrence + 1
+    identity = identity_of(call.canonical, call.intent_key)
+    key = derive_key(lineage=call.lineage, turn=call.turn, tool=call.tool, identity=identity, occurrence=occurrence)
+    return replace(call, key=key, occurrence=occurrence)
 
 
 class Occurrences:

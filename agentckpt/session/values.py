@@ -1,27 +1,120 @@
-"""Values of the world outside as plain values, and back: what a record can hold."""
+"""Values of user code as plain values, and back: what a record or a state can hold.
+
+Invariants:
+1. ``to_value`` gives a fresh copy that shares nothing mutable with its argument, and equals what decoding its encoding gives.
+2. Whatever cannot be stored is refused with the path to it; nothing is stored by its ``repr``.
+3. ``from_value(to_value(x))`` has one type for one ``x``: a first run and a replay cannot be told apart.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
+from ..errors import IncompatibleError
 from ..types import Value
+
+MAX_DEPTH = 60
+"""Below the 64 of the format: a value stands inside a node or a record, which add a few levels of their own."""
+
+Special = Callable[[Any], Any]
+"""Replaces an object of a kind of its own (an append-only list), or returns None to leave it to the rules."""
 
 
 class Result(dict[str, Any]):
     """A recorded map with attribute access: ``turn.call(session.sandbox.run, ...).exit_code``.
 
-    The first run and a replay both return it, so that code behind them sees one type.
+    The first run and a replay both return it. A key that is also the name of a dict method is read as ``result["items"]``.
     """
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the recorded value has no field {name!r}; it has {sorted(self)}") from None
 
-def to_value(item: Any, path: str = "value") -> Value:
-    """A fresh plain copy: equal to what decoding its encoding gives.
+    def __repr__(self) -> str:
+        return f"Result({dict.__repr__(self)})"
 
-    Tuples become lists, maps with text keys become dicts, dataclasses and pydantic models the dict of their fields, buffers bytes.
-    Raises ``IncompatibleError`` (code ``not-encodable``) with the path of what cannot be stored (NaN, sets, objects, cycles).
+
+def to_value(item: Any, path: str = "value", *, special: Special | None = None) -> Value:
+    """A fresh plain copy of ``item``.
+
+    Kept: None, bool, int, float, str, bytes, lists and text-keyed maps of these. Converted: tuples to lists, other mappings to
+    dicts, ``bytearray`` and ``memoryview`` to bytes, subclasses of the scalars to the scalar, dataclasses to the dict of their
+    fields, pydantic models to ``model_dump(mode="json")``. Raises ``IncompatibleError`` (code ``not-encodable``) naming the
+    path: NaN and infinities, sets, other objects, keys that are not text, lone surrogates, nesting beyond ``MAX_DEPTH``.
     """
-    raise RuntimeError
+    return _convert(item, path, 0, special)  # type: ignore[no-any-return]
 
 
 def from_value(value: Value) -> Any:
     """What user code gets for a recorded value: maps as ``Result``, all else as it is."""
+    if isinstance(value, dict):
+        return Result({name: from_value(item) for name, item in value.items()})
+    if isinstance(value, list):
+        return [from_value(item) for item in value]
+    return value
+
+
+def _convert(item: Any, path: str, depth: int, special: Special | None) -> Any:
+    if special is not None and (replaced := special(item)) is not None:
+        return replaced
+    if item is None or isinstance(item, bool | int | float | str | bytes | bytearray | memoryview):
+        return _scalar(item, path)
+    if depth >= MAX_DEPTH:
+        _refuse(path, f"at most {MAX_DEPTH} levels", "deeper nesting, or a cycle")
+    if isinstance(item, Mapping):
+        return {_key(name, path): _convert(value, f"{path}[{name!r}]", depth + 1, special) for name, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_convert(value, f"{path}[{index}]", depth + 1, special) for index, value in enumerate(item)]
+    fields = _fields_of(item)
+    if fields is not None:
+        return {name: _convert(value, f"{path}.{name}", depth + 1, special) for name, value in fields.items()}
+    if isinstance(item, Sequence):
+        return [_convert(value, f"{path}[{index}]", depth + 1, special) for index, value in enumerate(item)]
+    return _refuse(path, "None, bool, int, float, str, bytes, lists and text-keyed maps", type(item).__name__)
+
+
+def _fields_of(item: Any) -> dict[str, Any] | None:
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    dump = getattr(item, "model_dump", None)
+    if callable(dump) and not isinstance(item, type):
+        dumped = dump(mode="json")
+        return dumped if isinstance(dumped, dict) else None
+    return None
+
+
+def _scalar(item: Any, path: str) -> Value:
+    # Subclasses (enums, numpy scalars that are floats) are reduced: the encoding knows only the plain types.
+    if item is None or isinstance(item, bool):
+        return item
+    if isinstance(item, int):
+        return int.__int__(item)
+    if isinstance(item, float):
+        number = float.__float__(item)
+        return number if math.isfinite(number) else _refuse(path, "a finite number", str(number))
+    if isinstance(item, str):
+        return _text(str.__str__(item), path)
+    return bytes(item)
+
+
+def _key(name: Any, path: str) -> str:
+    if not isinstance(name, str):
+        _refuse(path, "text keys", f"a key of type {type(name).__name__}")
+    return _text(str.__str__(name), path)
+
+
+def _text(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        _refuse(path, "text that is valid Unicode", "a lone surrogate", hint="decode with errors='replace', or keep the bytes")
+    return text
+
+
+def _refuse(path: str, expected: str, found: str, hint: str | None = None) -> NoReturn:
+    raise IncompatibleError("cannot be stored", code="not-encodable", object=path, expected=expected, found=found, hint=hint)
