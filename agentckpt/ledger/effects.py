@@ -41,13 +41,14 @@ TRANSITIONS: Final[dict[EffectState, frozenset[EffectState]]] = {
         {"committed", "raised", "failed", "unknown", "verified-applied", "verified-not", "compensated", "resolved"}
     ),
     "unknown": frozenset({"unknown", "verified-applied", "verified-not", "compensated", "resolved"}),
-    "committed": frozenset({"compensated"}),
-    "raised": frozenset(),
-    "failed": frozenset(),
-    "verified-applied": frozenset({"compensated"}),
-    "verified-not": frozenset(),
-    "compensated": frozenset(),
-    "resolved": frozenset({"compensated"}),
+    # A person may decide about anything: a missing post-state, for one, stops recovery until somebody does.
+    "committed": frozenset({"compensated", "resolved"}),
+    "raised": frozenset({"resolved"}),
+    "failed": frozenset({"resolved"}),
+    "verified-applied": frozenset({"compensated", "resolved"}),
+    "verified-not": frozenset({"resolved"}),
+    "compensated": frozenset({"resolved"}),
+    "resolved": frozenset({"compensated", "resolved"}),
 }  # fmt: skip
 """State before -> events other than a dispatch. The one table; what it does not hold is refused."""
 

@@ -76,7 +76,7 @@ def fold_outcome(record: EffectRecord, outcome: Outcome, *, seq: int) -> EffectR
     if record.state != "intended":
         _refuse(record, outcome.state, seq)
     state = advance("intended", outcome.state, earlier_may_stand=record.may_stand)
-    return replace(record, state=state, value=outcome.value, error=outcome.error, post=outcome.post, last_seq=seq)
+    return replace(record, state=state, value=outcome.value, error=outcome.error, post=outcome.post, late=False, last_seq=seq)
 
 
 def _fold_late(record: EffectRecord, outcome: Outcome, seq: int) -> EffectRecord:
@@ -87,7 +87,7 @@ def _fold_late(record: EffectRecord, outcome: Outcome, seq: int) -> EffectRecord
         after = "unknown"
     if after is None:
         evidence = LateEvidence(seq, outcome.epoch, outcome.state, outcome.value, outcome.error)
-        return replace(record, late_evidence=(*record.late_evidence, evidence), late=True, last_seq=seq)
+        return replace(record, late_evidence=(*record.late_evidence, evidence), last_seq=seq)
     return replace(record, state=after, value=outcome.value, error=outcome.error, post=outcome.post, late=True, last_seq=seq)
 
 
