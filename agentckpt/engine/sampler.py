@@ -54,9 +54,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         rules = (
             ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "an integer, 0 or more"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("seed", self.seed, -(1 << 63) <= self.seed < 1 << 64, "a 64-bit integer"),
+            ("seed", self.seed, isinstance(self.seed, int) and -(1 << 63) <= self.seed < 1 << 64, "a 64-bit integer"),
         )
         for name, value, good, expected in rules:
             if not good:

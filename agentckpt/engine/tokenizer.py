@@ -2,7 +2,8 @@
 
 Invariants:
 1. ``decode(ids)`` is the UTF-8 reading of the joined ``token_bytes``: bytes never depend on neighbouring tokens.
-2. ``encode`` adds nothing: no beginning-of-text, no prefix space. The text of a special token becomes that token.
+2. ``encode`` adds nothing: no beginning-of-text, no prefix space. The text of a special token becomes that token. It loses nothing
+   either, unless the vocabulary lacks a byte (``missing_bytes``): such bytes are left out, as the tokenizers library does.
 3. The specification is plain JSON (tokenizer.json's own form, whether it was read from that file or made from GGUF metadata), and is
    checked to be byte-level BPE without dropout before it is used. ``spec_bytes`` is its canonical form, which ``tokenizer_id`` covers.
 
@@ -120,12 +121,12 @@ class Tokenizer:
         """``spec``: the object of a tokenizer.json. Raises ``IncompatibleError`` or ``CorruptionError``."""
         self.origin = origin
         checked = check_spec(spec, origin=origin)
-        self.spec_bytes = canonical_json(checked)
         self.eos_ids = frozenset(eos_ids)
         self.bos_id = bos_id
         self.template = template
         self._chat = None if template is None else ChatTemplate(template, special_tokens or {}, origin=f"{origin}: chat template")
         try:
+            self.spec_bytes = canonical_json(checked)
             self._tokenizer = tokenizers.Tokenizer.from_str(self.spec_bytes.decode())
         except Exception as error:  # the library raises bare Exception for a bad specification
             raise CorruptionError(object=origin, expected="a valid tokenizer specification", found=str(error)[:120]) from error
@@ -139,6 +140,7 @@ class Tokenizer:
                 table[id] = bytes(map(alphabet.__getitem__, piece))
             except KeyError:  # a special token's text
                 table[id] = piece.encode()
+        self.missing_bytes = frozenset(range(256)) - {piece[0] for piece in table.values() if len(piece) == 1}
         added = self._tokenizer.get_added_tokens_decoder()
         table |= {id: token.content.encode() for id, token in added.items()}
         self.special_ids = frozenset(id for id, token in added.items() if token.special)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +17,8 @@ from agentckpt.engine.load import LoadedModel, load_model
 
 torch.set_num_threads(1)
 
-TEXT = '''def parking_cost(minutes: int, *, day_rate: float = 12.5) -> float:
+TEXT = (
+    '''def parking_cost(minutes: int, *, day_rate: float = 12.5) -> float:
     """The first 30 minutes are free; then 2.50 for every started hour, at most one day rate."""
     if minutes <= 30:
         return 0.0
@@ -23,8 +27,10 @@ TEXT = '''def parking_cost(minutes: int, *, day_rate: float = 12.5) -> float:
 
 
 The quick brown fox didn't jump; it'll rest.  Two spaces,\ttabs\t\tand   three.
-\u00dcbergr\u00f6\u00dfe, na\u00efve caf\u00e9, \u4f60\u597d\u4e16\u754c, \u041f\u0440\u0438\u0432\u0435\u0442, \u0645\u0631\u062d\u0628\u0627, \U0001f600\U0001f9d1\u200d\U0001f680, x\u00b2 + y\u00bd = \u0664\u0665 \u2167.
-\r\nWindows line\r\n\r\n   \n \n\n\tindented   \n'''
+'''
+    "Übergröße, naïve café, 你好世界, Привет, مرحبا, 😀🧑\u200d🚀, x² + y½ = ٤٥ Ⅷ, e\u0301.\n"
+    "\r\nWindows line\r\n\r\n   \n \n\n\tindented   \n"
+)
 """code, prose, digits, several scripts, emoji, all kinds of white space"""
 
 
@@ -136,3 +142,120 @@ def _tiny_tokenizer(name: str) -> object:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>", chat_template=CHAT_TEMPLATE
     )
+
+
+GGUF_NAMES = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "model.layers": "blk",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+
+
+def permute(weights: np.ndarray, num_heads: int) -> np.ndarray:
+    """What the conversion to GGUF does to the rows of q and k of a Llama model."""
+    return weights.reshape(num_heads, 2, weights.shape[0] // num_heads // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+
+
+def write_gguf(
+    folder: Path, target: Path, *, quantise: str = "F32", extra: tuple[str, ...] = (), drop: tuple[str, ...] = (), **overrides: object
+) -> Path:
+    """Convert a tiny Hugging Face directory with the gguf package's own writer.
+
+    ``extra`` and ``drop`` name tensors to add and to leave out; ``overrides`` replace metadata (None: leave out).
+    """
+    import gguf
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    name = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}[config["architectures"][0]]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    tokens = [f"[PAD{id}]" for id in range(config["vocab_size"])]
+    types = [5] * len(tokens)
+    for piece, id in spec["model"]["vocab"].items():
+        tokens[id], types[id] = piece, 1
+    for added in spec["added_tokens"]:
+        tokens[added["id"]], types[added["id"]] = added["content"], 3 if added["special"] else 4
+    metadata: dict[str, object] = {
+        f"{name}.block_count": config["num_hidden_layers"],
+        f"{name}.context_length": config["max_position_embeddings"],
+        f"{name}.embedding_length": config["hidden_size"],
+        f"{name}.feed_forward_length": config["intermediate_size"],
+        f"{name}.attention.head_count": heads,
+        f"{name}.attention.head_count_kv": kv_heads,
+        f"{name}.attention.key_length": config.get("head_dim") or config["hidden_size"] // heads,
+        f"{name}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        f"{name}.rope.freq_base": config["rope_parameters"]["rope_theta"],
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe" if name == "llama" else "qwen2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in spec["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.chat_template": settings.get("chat_template") or (folder / "chat_template.jinja").read_text(),
+    }
+    metadata |= overrides
+    writer = gguf.GGUFWriter(str(target), str(overrides.get("general.architecture", name)))
+    for key, value in metadata.items():
+        if key == "general.architecture" or value is None:
+            continue
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}[type(value)]
+        add(key, value)
+    state = {key: tensor for file in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+    for key, tensor in state.items():
+        values = tensor.float().numpy()
+        if name == "llama" and ("q_proj" in key or "k_proj" in key):
+            values = permute(values, heads if "q_proj" in key else kv_heads)
+        for old, new in GGUF_NAMES.items():
+            key = key.replace(old, new)
+        if key in drop:
+            continue
+        kind = gguf.GGMLQuantizationType[quantise if values.ndim == 2 else "F32"]
+        data = np.ascontiguousarray(values)
+        writer.add_tensor(key, data if kind.name == "F32" else gguf.quants.quantize(data, kind), raw_dtype=kind)
+    for key in extra:
+        writer.add_tensor(key, np.zeros(64, dtype=np.float32))
+    if config["rope_parameters"]["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", _rope_factors(config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def _rope_factors(config: dict) -> np.ndarray:
+    """The factors that the conversion writes for Llama 3's rope scaling, computed as it does."""
+    rope, size = config["rope_parameters"], config["hidden_size"] // config["num_attention_heads"]
+    low, high, old = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    factors = []
+    for exponent in range(0, size, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (exponent / size)
+        smooth = (old / wavelength - low) / (high - low)
+        if wavelength < old / high:
+            factors.append(1.0)
+        elif wavelength > old / low:
+            factors.append(rope["factor"])
+        else:
+            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(factors, dtype=np.float32)
+
+
+@pytest.fixture(scope="session")
+def gguf_writer() -> Callable[..., Path]:
+    return write_gguf
