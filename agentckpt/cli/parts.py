@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
 from array import array
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..errors import IncompatibleError, NotFoundError
 from ..manifest import Checkpoint
 from ..nodes import MerkleList, Node, get_node
-from ..sandbox import read_path, tree_diff
+from ..sandbox import read_path, tree_diff, walk_tree
 from ..session.state import read_state
 from ..store import Store
 from . import render as r
@@ -34,7 +35,7 @@ def token_text(node: Node, ids: list[int], model: str | None) -> str:
     """The tokens as text, by the tokenizer of ``model``; refused if its digest is not the checkpoint's."""
     if model is None:
         raise NotFoundError("a tokenizer is needed", code="no-tokenizer", hint="add --model NAME, for example smollm2-135m-instruct")
-    from ..engine import load_tokenizer
+    from ..engine.load import load_tokenizer
 
     tokenizer, digest = load_tokenizer(model)
     if digest != node.body["tokenizer_id"]:
@@ -110,12 +111,18 @@ class Differ:
         return lines + ([f"~ {r.plural(edits, 'truncation')}"] if edits > 0 else [])
 
     def _sandbox(self, old: Any, new: Any) -> list[str]:
-        sign = {"added": "+", "removed": "-"}
-        return [f"{sign.get(c.change, '~')} {c.path}" for c in tree_diff(self._store, old, new)]
+        if old is None or new is None:
+            sign, ref = ("+", new) if old is None else ("-", old)
+            return [f"{sign} {os.fsdecode(path)}" for path, entry in walk_tree(self._store, ref) if entry.type != "d"]
+        signs = {"added": "+", "removed": "-", "changed": "~"}
+        return [f"{signs[c.kind]} {os.fsdecode(c.path)}" for c in tree_diff(self._store, old, new) if c.kind in signs]
 
     def _state(self, old: Any, new: Any) -> list[str]:
-        texts = [json.dumps(r.to_plain(read_state(self._store, ref)), indent=1, sort_keys=True).splitlines() if ref else [] for ref in (old, new)]
+        texts = [self._state_lines(old), self._state_lines(new)]
         if sum(map(len, texts)) > MAX_STATE_LINES * 10:
             return [f"~ state: {len(texts[0]):,} -> {len(texts[1]):,} lines"]
-        marked = difflib.unified_diff(*texts, lineterm="", n=0)
+        marked = difflib.unified_diff(texts[0], texts[1], lineterm="", n=0)
         return [line for line in marked if not line.startswith(("---", "+++", "@@"))][:MAX_STATE_LINES]
+
+    def _state_lines(self, ref: Any) -> list[str]:
+        return json.dumps(r.to_plain(read_state(self._store, ref)), indent=1, sort_keys=True).splitlines() if ref else []

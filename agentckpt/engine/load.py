@@ -74,6 +74,13 @@ def load_model(name_or_path: str | Path, *, device: str = "cpu", dtype: str = "f
     )
 
 
+def load_tokenizer(name_or_path: str | Path) -> tuple[Tokenizer, bytes]:
+    """The tokenizer alone and its digest (32 bytes); no weight is read. Raises what ``load_model`` raises."""
+    path = resolve(name_or_path)
+    tokenizer = open_hf(path)[2] if path.is_dir() else open_gguf(path)[2]
+    return tokenizer, tokenizer_id(tokenizer.spec_bytes)
+
+
 def resolve(name_or_path: str | Path) -> Path:
     """The directory or file of a model. Raises ``NotFoundError``."""
     if str(name_or_path) in PACKAGED:

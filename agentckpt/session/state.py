@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from ..errors import CorruptionError, IncompatibleError
+from ..errors import CapacityError, CorruptionError, IncompatibleError
 from ..nodes import Item, ListSlot, MerkleList, Node, decode, encode, get_node, put_node
 from ..types import PartRef, PartReport, Ref, Sink, Source, Stateful, Value
 from .appendlist import AppendList, Prefix, Snapshot
@@ -30,6 +30,8 @@ ITEM_BYTES: Final = 1 << 10
 """a longer item of a list stands in chunks, so that a list's edge (15 items) never makes a cut expensive"""
 MAX_STATE_BYTES: Final = 1 << 30
 MAX_PIECES: Final = MAX_STATE_BYTES // INLINE_BYTES
+MAX_ITEMS: Final = 1 << 24
+"""of one list; a few nodes that name each other many times could claim more items than memory holds"""
 MAX_KEPT_CAPTURES: Final = 4
 """captures that were written and may become the published one"""
 
@@ -161,6 +163,10 @@ class _Capture:
         written: list[_Written] = []
         num_new = 0
         for snapshot in self._snapshots:
+            if snapshot.prefix.length > MAX_ITEMS:
+                raise CapacityError(
+                    code="list-too-long", object="AppendList", expected=f"at most {MAX_ITEMS} items", found=str(snapshot.prefix.length)
+                )
             earlier = max((item for item in self._known if snapshot.continues(item.prefix)), key=_length, default=None)
             merkle = MerkleList() if earlier is None else earlier.merkle.copy()
             for item in snapshot.items(len(merkle)):
@@ -256,6 +262,11 @@ def _put_pieces(sink: Sink, encoded: bytes) -> list[Ref]:
     return [sink.put("chunk", encoded[start : start + INLINE_BYTES], compress=True) for start in range(0, len(encoded), INLINE_BYTES)]
 
 
+def read_state(source: Source, ref: Ref) -> dict[str, Any]:
+    """The stored state as a plain value; append-only lists are ``AppendList``. Raises what ``StatePart.prepare`` raises."""
+    return _read_state(source, ref)[0]
+
+
 def _read_state(source: Source, ref: Ref) -> tuple[dict[str, Any], list[_Written]]:
     node = get_node(source, ref, type="state")
     body = node.body
@@ -275,14 +286,18 @@ def _read_state(source: Source, ref: Ref) -> tuple[dict[str, Any], list[_Written
 
 
 def _read_list(source: Source, merkle: MerkleList) -> tuple[AppendList, _Written]:
+    if len(merkle) > MAX_ITEMS:
+        _refuse_state("list", f"at most {MAX_ITEMS} items", str(len(merkle)))
     made = AppendList.from_plain(_read_item(source, item) for item in merkle.items(source))
     return made, _Written(made.snapshot().prefix, merkle)
 
 
 def _read_item(source: Source, item: Item) -> Any:
-    value = _read_pieces(source, item.strong) if item.strong else item.value
-    if item.weak or (item.strong and item.value is not None) or _has_slot(value):
+    if item.weak or (item.strong and item.value is not None):
         _refuse_state("list item", "a value, or null with chunks", "something else")
+    value = _read_pieces(source, item.strong) if item.strong else item.value
+    if _has_slot(value):
+        _refuse_state("list item", "a value", "a list within a list")
     return value
 
 

@@ -64,9 +64,15 @@ def run(name: str, args: argparse.Namespace) -> Any:
         if args.tokens or args.text:
             kv = part_node(store, checkpoint, "kv")
             if kv is None:
-                raise NotFoundError("the checkpoint has no kv part", object=r.short(checkpoint.id), hint="its agent has a hosted model or none")
+                raise NotFoundError(
+                    "the checkpoint has no kv part", object=r.short(checkpoint.id), hint="its agent has a hosted model or none"
+                )
             ids = token_ids(store, kv[1])
-            return Content(checkpoint.id.hex(), "tokens", ids) if args.tokens else Content(checkpoint.id.hex(), "text", token_text(kv[1], ids, args.model))
+            return (
+                Content(checkpoint.id.hex(), "tokens", ids)
+                if args.tokens
+                else Content(checkpoint.id.hex(), "text", token_text(kv[1], ids, args.model))
+            )
         if args.state:
             return Content(checkpoint.id.hex(), "state", state_value(store, checkpoint))
         return Content(checkpoint.id.hex(), "manifest", checkpoint)

@@ -68,7 +68,7 @@ def device() -> Check:
     except ImportError as error:
         return Check("device", False, f"torch does not import: {error}", "the store, the ledger and hosted models work without torch")
     if torch.cuda.is_available():
-        return Check("device", True, f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name(0)} (not measured: no device run is committed)")
+        return Check("device", True, f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name(0)} (no run on it is committed)")
     return Check("device", True, f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
 
 

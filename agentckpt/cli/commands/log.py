@@ -94,6 +94,7 @@ def render(name: str, result: Log, screen: r.Screen) -> None:
             words.append(row.reason)
         words.append(r.ago(row.time))
         tags = "".join(f" [{t}]" for t in row.tags)
-        screen.line(f"{mark}  {screen.style(r.short(row.id), 'yellow')}{r.clean(tags)}  {', '.join(words)}  {r.clean(row.message or '')}".rstrip())
+        name = screen.style(r.short(row.id), "yellow") + r.clean(tags)
+        screen.line(f"{mark}  {name}  {', '.join(words)}  {r.clean(row.message or '')}".rstrip())
         for number, fork in enumerate(row.forks):
             screen.line(f"│{'├╴' if number < len(row.forks) - 1 else '└╴'}{screen.style(r.clean(fork), 'cyan')}")

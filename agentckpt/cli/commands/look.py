@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +95,7 @@ def run(name: str, args: argparse.Namespace) -> Any:
             records = effect_rows(view, session_named(view, args.session))
             wanted = [e for e in records if not args.unknown or e.state == "unknown"]
             return Effects(args.session, wanted, exit_code=14 if args.unknown and wanted else 0)
-        return Stats(dict(store.stats()))
+        return Stats(r.to_plain(store.stats()))
 
 
 def row(view: View, session: SessionView) -> SessionRow:
@@ -158,7 +159,8 @@ def show(store: Store, view: View, word: str) -> Shown:
 
 
 def render(name: str, result: Any, screen: r.Screen) -> None:
-    {"ls": render_ls, "show": render_show, "effects": render_effects, "stats": render_stats}[name](result, screen)
+    printers: dict[str, Callable[[Any, r.Screen], None]] = {"ls": render_ls, "show": render_show, "effects": render_effects}
+    printers.get(name, render_stats)(result, screen)
 
 
 def render_ls(result: Sessions, screen: r.Screen) -> None:
@@ -183,7 +185,7 @@ def render_show(s: Shown, screen: r.Screen) -> None:
     for label, text in facts:
         screen.line(f"  {label:<12} {r.clean(text)}")
     for part in s.parts:
-        words = [f"{k} {_size(v) if k.endswith('bytes') and isinstance(v, int) else _fact(v)}" for k, v in part.facts.items() if not isinstance(v, dict | list)]
+        words = [f"{key} {_show_fact(key, value)}" for key, value in part.facts.items() if not isinstance(value, dict | list)]
         held = f" [{s.consistency[part.name]}]" if part.name in s.consistency else ""
         screen.line(f"  part {r.clean(part.name)} ({part.kind}){held}: {r.clean(', '.join(words)) or '-'}")
 
@@ -194,15 +196,15 @@ def render_effects(result: Effects, screen: r.Screen) -> None:
         return
     rows = []
     for e in result.effects:
-        rows.append((str(e.turn), e.tool, e.cls, e.state + (" (late)" if e.late else ""), r.short(e.key), _cut(e.args), _cut(e.error or e.value)))
+        state = e.state + (" (late)" if e.late else "")
+        rows.append((str(e.turn), e.tool, e.cls, state, r.short(e.key), _cut(e.args), _cut(e.error or e.value)))
     screen.table(("TURN", "TOOL", "CLASS", "STATE", "KEY", "ARGUMENTS", "RESULT"), rows, right=(0,))
 
 
 def render_stats(result: Stats, screen: r.Screen) -> None:
     width = max((len(k) for k in result.facts), default=0)
     for key, value in result.facts.items():
-        text = _size(value) if key.endswith("bytes") and isinstance(value, int) else _fact(value)
-        screen.line(f"{key.replace('num_', '').replace('_', ' ').ljust(width)}  {text}")
+        screen.line(f"{key.replace('num_', '').replace('_', ' ').ljust(width)}  {_show_fact(key, value)}")
 
 
 def _count(value: int | None) -> str:
@@ -213,8 +215,12 @@ def _size(value: int | None) -> str:
     return "-" if value is None else r.size(value)
 
 
-def _fact(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _show_fact(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        return str(value)
+    return _size(value) if name.endswith("bytes") else f"{value:,}"
 
 
 def _cut(value: Any, limit: int = 48) -> str:

@@ -41,7 +41,8 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--data", action="store_true", help="the same as --level data")
     elif name == "prune":
         parser.add_argument("--dry-run", action="store_true", help="say what would go, and why; delete nothing")
-        parser.add_argument("--kv", default=None, metavar="POLICY", help="which checkpoints keep their KV: keep-last=K[,forks][,pinned], or all")
+        parser.add_argument("--kv", default=None, metavar="POLICY",
+                            help="which checkpoints keep their KV: keep-last=K[,forks][,pinned], or all")  # fmt: skip
 
 
 def run(name: str, args: argparse.Namespace) -> Any:

@@ -114,8 +114,13 @@ def cut_rows(store: Store, session: SessionView, *, redact: bool, model: str | N
 
 
 def takeovers(session: SessionView) -> list[dict[str, Any]]:
-    """Owner records after the first: the session was taken over again, after a kill or an ordinary end."""
-    return [{"time": o.body.get("time"), "epoch": o.body["epoch"]} for o in session.entries if o.kind == "owner"][1:]
+    """Restores that took the session over again: after a kill, an ordinary end, or for a rollback."""
+    found: dict[int, dict[str, Any]] = {}
+    for entry in session.entries:
+        if entry.kind == "restore":
+            body = entry.body
+            found.setdefault(body["epoch"], {"time": body.get("time"), "epoch": body["epoch"], "mode": body.get("mode")})
+    return list(found.values())
 
 
 def events(session: SessionView, effects: list[EffectRow], *, redact: bool) -> list[dict[str, Any]]:
@@ -125,7 +130,8 @@ def events(session: SessionView, effects: list[EffectRow], *, redact: bool) -> l
             count = len(entry.body.get("ids") or b"") // 4
             end = entry.body.get("time")
             spent = entry.body.get("seconds") or 0
-            found.append({"lane": "model", "start": None if end is None else end - spent, "end": end, "label": f"{entry.body['op']} {count} tokens", "state": "done"})
+            start = None if end is None else end - spent
+            found.append({"lane": "model", "start": start, "end": end, "label": f"{entry.body['op']} {count} tokens", "state": "done"})
     for effect in effects:
         lane = "sandbox" if effect.cls == "sandbox" else "effect"
         label = effect.cls if redact else effect.tool
