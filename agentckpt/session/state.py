@@ -17,6 +17,7 @@ from ..errors import CapacityError, CorruptionError, IncompatibleError
 from ..nodes import Item, ListSlot, MerkleList, Node, decode, encode, get_node, put_node
 from ..types import PartRef, PartReport, Ref, Sink, Source, Stateful, Value
 from .appendlist import AppendList, Prefix, Snapshot
+from .maporder import order_of, put_in_order
 from .values import to_value
 
 __all__ = ["AppendList", "StatePart"]
@@ -138,13 +139,14 @@ class _Capture:
         self._known = known
 
     def write(self) -> PartRef:
-        """Write what is new. Facts: ``logical_bytes`` (encoding of the value), ``num_lists``, ``num_items``, ``num_new_items``."""
+        """Write what is new. Facts: ``logical_bytes`` (of value and order), ``num_lists``, ``num_items``, ``num_new_items``."""
         strong: list[Ref] = []
         weak: list[Ref] = []
         written, num_new = self._write_lists()
         roots = [item.merkle.root(strong, weak) for item in written]
-        encoded = encode(self._value)
-        body: dict[str, Any] = {"v": VERSION, "value": self._value, "lists": roots}
+        order = order_of(self._value)
+        encoded = encode([self._value, order])
+        body: dict[str, Any] = {"v": VERSION, "value": self._value, "order": order, "lists": roots}
         if len(encoded) > INLINE_BYTES:
             first = len(strong)
             strong.extend(_put_pieces(self._sink, encoded))
@@ -229,7 +231,7 @@ def _freeze_state(state: Mapping[str, Any]) -> tuple[Value, list[Snapshot]]:
             snapshots.append(item.snapshot())
         return ListSlot(position)
 
-    return to_value(state, "state", special=slot), snapshots
+    return to_value(state, "state", special=slot, keep_order=True), snapshots
 
 
 def _copy_state(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +241,7 @@ def _copy_state(state: Mapping[str, Any]) -> dict[str, Any]:
     def copy(item: Any) -> AppendList | None:
         return copies.setdefault(id(item), item.copy()) if isinstance(item, AppendList) else None
 
-    made = to_value(state, "state", special=copy)
+    made = to_value(state, "state", special=copy, keep_order=True)
     assert isinstance(made, dict)
     return made
 
@@ -274,9 +276,13 @@ def _read_state(source: Source, ref: Ref) -> tuple[dict[str, Any], list[_Written
         _refuse_state("body", "a map with a version", type(body).__name__)
     if body["v"] > VERSION:
         raise IncompatibleError(code="state-version", object="state", expected=f"version {VERSION}", found=str(body["v"]))
-    if set(body) not in ({"v", "value", "lists"}, {"v", "pieces", "lists"}) or type(body["lists"]) is not list:
-        _refuse_state("body", "{v, value or pieces, lists}", str(sorted(body)))
-    value = body["value"] if "value" in body else _read_pieces(source, _at(node, body["pieces"]))
+    if set(body) not in ({"v", "value", "order", "lists"}, {"v", "pieces", "lists"}) or type(body["lists"]) is not list:
+        _refuse_state("body", "{v, value and order or pieces, lists}", str(sorted(body)))
+    whole = _read_pieces(source, _at(node, body["pieces"])) if "pieces" in body else [body["value"], body["order"]]
+    if type(whole) is not list or len(whole) != 2:
+        _refuse_state("pieces", "[value, order]", type(whole).__name__)
+    value, order = whole
+    put_in_order(value, order)
     lists = [_read_list(source, MerkleList.open(root, node.strong, node.weak)) for root in body["lists"]]
     used: set[int] = set()
     state = _fill_slots(value, [appendlist for appendlist, _ in lists], used)

@@ -1,7 +1,8 @@
 """Values of user code as plain values, and back: what a record or a state can hold.
 
 Invariants:
-1. ``to_value`` gives a fresh copy that shares nothing mutable with its argument, and equals what decoding its encoding gives.
+1. ``to_value`` gives a fresh copy that shares nothing mutable with its argument, and is what decoding its encoding gives,
+   down to the order of keys in maps: that of the encoding (by length, then by bytes), because the encoding keeps no other.
 2. Whatever cannot be stored is refused with the path to it; nothing is stored by its ``repr``.
 3. ``from_value(to_value(x))`` has one type for one ``x``: a first run and a replay cannot be told apart.
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import IncompatibleError
 from ..types import Value
@@ -39,15 +40,24 @@ class Result(dict[str, Any]):
         return f"Result({dict.__repr__(self)})"
 
 
-def to_value(item: Any, path: str = "value", *, special: Special | None = None) -> Value:
+def to_value(item: Any, path: str = "value", *, special: Special | None = None, keep_order: bool = False) -> Value:
     """A fresh plain copy of ``item``.
 
     Kept: None, bool, int, float, str, bytes, lists and text-keyed maps of these. Converted: tuples to lists, other mappings to
     dicts, ``bytearray`` and ``memoryview`` to bytes, subclasses of the scalars to the scalar, dataclasses to the dict of their
     fields, pydantic models to ``model_dump(mode="json")``. Raises ``IncompatibleError`` (code ``not-encodable``) naming the
     path: NaN and infinities, sets, other objects, keys that are not text, lone surrogates, nesting beyond ``MAX_DEPTH``.
+
+    Keys stand in the order of the encoding, unless ``keep_order``: a caller that records the order beside the value.
     """
-    return _convert(item, path, 0, special)  # type: ignore[no-any-return]
+    converted: Value = _convert(item, path, 0, _Rules(special, keep_order))
+    return converted
+
+
+def key_order(name: str) -> tuple[int, bytes]:
+    """Sorts keys as the encoding does: a text's encoding starts with its length in bytes."""
+    data = name.encode()
+    return (len(data), data)
 
 
 def from_value(value: Value) -> Any:
@@ -59,23 +69,33 @@ def from_value(value: Value) -> Any:
     return value
 
 
-def _convert(item: Any, path: str, depth: int, special: Special | None) -> Any:
-    if special is not None and (replaced := special(item)) is not None:
+class _Rules(NamedTuple):
+    special: Special | None
+    keep_order: bool
+
+
+def _convert(item: Any, path: str, depth: int, rules: _Rules) -> Any:
+    if rules.special is not None and (replaced := rules.special(item)) is not None:
         return replaced
     if item is None or isinstance(item, bool | int | float | str | bytes | bytearray | memoryview):
         return _scalar(item, path)
     if depth >= MAX_DEPTH:
         _refuse(path, f"at most {MAX_DEPTH} levels", "deeper nesting, or a cycle")
     if isinstance(item, Mapping):
-        return {_key(name, path): _convert(value, f"{path}[{name!r}]", depth + 1, special) for name, value in item.items()}
+        return _map(((_key(name, path), f"{path}[{name!r}]", value) for name, value in item.items()), depth, rules)
     if isinstance(item, list | tuple):
-        return [_convert(value, f"{path}[{index}]", depth + 1, special) for index, value in enumerate(item)]
+        return [_convert(value, f"{path}[{index}]", depth + 1, rules) for index, value in enumerate(item)]
     fields = _fields_of(item)
     if fields is not None:
-        return {name: _convert(value, f"{path}.{name}", depth + 1, special) for name, value in fields.items()}
+        return _map(((name, f"{path}.{name}", value) for name, value in fields.items()), depth, rules)
     if isinstance(item, Sequence):
-        return [_convert(value, f"{path}[{index}]", depth + 1, special) for index, value in enumerate(item)]
+        return [_convert(value, f"{path}[{index}]", depth + 1, rules) for index, value in enumerate(item)]
     return _refuse(path, "None, bool, int, float, str, bytes, lists and text-keyed maps", type(item).__name__)
+
+
+def _map(entries: Iterable[tuple[str, str, Any]], depth: int, rules: _Rules) -> dict[str, Any]:
+    made = {name: _convert(value, path, depth + 1, rules) for name, path, value in entries}
+    return made if rules.keep_order else {name: made[name] for name in sorted(made, key=key_order)}
 
 
 def _fields_of(item: Any) -> dict[str, Any] | None:
