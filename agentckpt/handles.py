@@ -3,6 +3,7 @@
 Invariants:
 1. One surface: nothing has a second, async-only twin.
 2. Awaiting a handle never blocks the event loop; completion is delivered with ``call_soon_threadsafe``.
+3. Cancelling a task that awaits a handle stops the waiting, never the work: what runs has a result that others need.
 """
 
 from __future__ import annotations
@@ -57,4 +58,4 @@ class Handle(Generic[T]):
         return Handle(chained)
 
     def __await__(self) -> Generator[Any, None, T]:
-        return asyncio.wrap_future(self._future).__await__()
+        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
