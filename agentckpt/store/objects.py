@@ -25,7 +25,7 @@ from .failures import io_errors
 from .ids import IdKeys, check_ref, show_ref
 from .io import IO
 from .pack import PackFiles, PackMark, PackWriter, Waiting
-from .record import CODEC_RAW, HEADER_BYTES, MAX_PLAIN_BYTES, Location, PackHeader, decode_header, refuse_unknown, squeeze, unsqueeze
+from .record import CODEC_RAW, HEADER_BYTES, MAX_PLAIN_BYTES, Location, PackHeader, decode_header, record_span, refuse_unknown, squeeze, unsqueeze
 
 T = TypeVar("T")
 
@@ -118,6 +118,15 @@ class Objects:
             with io_errors(f"{self._root}/packs"):
                 if self._writer is not None and self._writer.entries and not self._writer.failed:
                     self._seal()
+            self._index_recent()
+
+    def location(self, ref: Ref) -> Location | None:
+        """Where a durable object, or one in another pack's tail, would be read."""
+        return self._place(ref)
+
+    def index_now(self) -> None:
+        """Write the batch that waits for the index."""
+        with self._writing:
             self._index_recent()
 
     def is_durable(self, ref: Ref) -> bool:
@@ -272,7 +281,7 @@ class Objects:
     def _ready_writer(self, next_bytes: int) -> PackWriter:
         if self._writer is not None and self._writer.failed:
             self._drop_writer()
-        if self._writer is not None and not self._writer.fits(next_bytes):
+        if self._writer is not None and self._writer.entries and record_span(next_bytes) > self._writer.room_bytes:
             self._seal()
         if self._writer is None:
             self._sequence += 1
@@ -461,8 +470,8 @@ def take_fitting(writer: PackWriter, waiting: Sequence[Waiting]) -> list[Waiting
     taken: list[Waiting] = []
     size = 0
     for item in waiting:
-        size += len(item.stored) + 2 * HEADER_BYTES
-        if taken and (size > WRITE_BYTES or not writer.fits(size)):
+        size += record_span(len(item.stored))
+        if taken and (size > WRITE_BYTES or size > writer.room_bytes):
             break
         taken.append(item)
     return taken

@@ -103,9 +103,10 @@ class PackWriter:
     def path(self) -> str:
         return pack_path(self._root, self.name)
 
-    def fits(self, stored_bytes: int) -> bool:
-        """False if the pack should be sealed before a record of this size."""
-        return not self.entries or self.length + record_span(stored_bytes) <= TARGET_BYTES
+    @property
+    def room_bytes(self) -> int:
+        """What the pack takes before it should be sealed; one record always goes into an empty pack."""
+        return TARGET_BYTES - max(self.length, PACK_HEADER_BYTES)
 
     def write(self, waiting: Sequence[Waiting]) -> list[Location]:
         """Append records, with one write. Raises ``OSError``; then the pack has ``failed``."""

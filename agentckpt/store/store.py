@@ -233,11 +233,16 @@ class Store:
         self._check(write=True)
         return take_lease(self._io, self.path, name)
 
+    def random(self, n: int) -> bytes:
+        """``n`` random bytes for ids and nonces, from the I/O interface: the model's are reproducible."""
+        return self._io.random(n)
+
     # --- for maintenance --------------------------------------------------------------------------------------------
 
     def stats(self) -> StoreStats:
         """Counts and sizes. Reads sizes of all packs."""
         view = self.view()
+        self._objects.index_now()
         with io_errors(self.path):
             names = list_packs(self._io, self.path)
             sizes = [self._io.stat(pack_path(self.path, name)).size_bytes for name in names]
@@ -273,7 +278,7 @@ class Store:
     def location(self, ref: Ref) -> Location | None:
         """Where ``get`` would read this object; None if it is unknown or not yet durable."""
         self._check()
-        return self._catalog.find(ref)
+        return self._objects.location(ref)
 
     def damage(self) -> list[Damage]:
         """Damaged places that reading footers and open packs showed so far."""
