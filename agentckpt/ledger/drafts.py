@@ -30,6 +30,7 @@ def intent_body(call: Call, *, epoch: int, record: EffectRecord | None = None, a
         "args": dict(call.args) if args is None else args,
         "intent_key": call.intent_key,
         "occurrence": call.occurrence,
+        "index": call.index,
         "resources": list(call.resources),
     }
 

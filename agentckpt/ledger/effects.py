@@ -110,6 +110,8 @@ class EffectRecord:
     """the tool reaches the sandbox as well as the world"""
     turn: int
     occurrence: int
+    index: int
+    """ordinal among the calls of its turn"""
     epoch: int
     """of the last dispatch"""
     args: Value

@@ -40,6 +40,7 @@ class Intent:
     args: Value
     intent_key: Value
     occurrence: int
+    index: int
     resources: tuple[str, ...]
 
 
@@ -89,6 +90,7 @@ def read_intent(entry: LedgerEntry) -> Intent:
         args=body.field("args"),
         intent_key=body.field("intent_key"),
         occurrence=body.number("occurrence"),
+        index=body.number("index"),
         resources=body.texts("resources"),
     )
 

@@ -35,6 +35,8 @@ class Call:
     """the declared intent key, or None"""
     occurrence: int
     """ordinal among the calls of this turn with equal (tool, identity)"""
+    index: int = 0
+    """ordinal among all calls of this turn"""
     resources: tuple[str, ...] = ()
     volatile: tuple[str, ...] = ()
     canonical: bytes = field(default=b"", repr=False)
@@ -80,10 +82,16 @@ def next_occurrence(call: Call) -> Call:
 
 
 class Occurrences:
-    """Counts equal calls within one execution of one turn. Start a new one whenever the turn starts (again)."""
+    """Counts calls within one execution of one turn, all and equal ones. Start a new one whenever the turn starts (again)."""
 
     def __init__(self) -> None:
         self._next: dict[tuple[str, bytes], int] = {}
+        self._num_calls = 0
+
+    def take_index(self) -> int:
+        """The ordinal of this call among all, from 0."""
+        self._num_calls += 1
+        return self._num_calls - 1
 
     def take(self, tool: str, identity: bytes) -> int:
         """The ordinal of this call, from 0."""
@@ -105,7 +113,7 @@ def make_call(
     volatile: Sequence[str] = (),
     resources: Sequence[str] = (),
 ) -> Call:
-    """Derive the key of a call and take its occurrence number.
+    """Derive the key of a call and take its occurrence number and its index.
 
     Raises ``IncompatibleError`` (code ``call-turn``) for a negative turn, and for arguments that cannot be encoded.
     """
@@ -124,6 +132,7 @@ def make_call(
         args=dict(args),
         intent_key=intent_key,
         occurrence=occurrence,
+        index=occurrences.take_index(),
         resources=tuple(resources),
         volatile=tuple(volatile),
         canonical=canonical,

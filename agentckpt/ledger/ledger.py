@@ -44,7 +44,8 @@ class Match:
 
     ``new``: dispatch it (intent first). Otherwise ``record`` is what was found and ``action`` what the table says;
     what is dispatched again keeps the record's key. ``orphan``: the record comes from a timeline that a rollback left;
-    append ``matched_body`` before the next cut.
+    append ``matched_body`` before the next cut. ``displaced``: of a new call, the unmatched effect that the open turn had at this
+    place (the same index): the program does something else than before, so raise a divergence before anything is dispatched.
     """
 
     call: Call
@@ -52,6 +53,7 @@ class Match:
     layer: Layer | None = None
     record: EffectRecord | None = None
     orphan: bool = False
+    displaced: EffectRecord | None = None
 
 
 class Ledger:
@@ -289,7 +291,8 @@ class Ledger:
             if record.tool == call.tool and call.intent_key is not None and self._load(record.intent_key) == call.intent_key:
                 return self._found(call, record, "intent")
         self._refuse_overlap(call, candidates)
-        return Match(call=call, action="new")
+        displaced = next((record for record in self.unmatched if (record.turn, record.index) == (call.turn, call.index)), None)
+        return Match(call=call, action="new", displaced=displaced)
 
     def _candidates(self) -> list[EffectRecord]:
         keys = {**self._open, **self._orphans, **self._unfinished}
@@ -342,6 +345,7 @@ def _bodies_of(record: EffectRecord, epoch: int) -> list[tuple[str, dict[str, Va
         "args": record.args,
         "intent_key": record.intent_key,
         "occurrence": record.occurrence,
+        "index": record.index,
         "resources": list(record.resources),
     }
     if record.state == "intended":

@@ -103,6 +103,33 @@ def test_other_tools_and_other_arguments_are_new(changed: dict[str, Any]) -> Non
     assert len(ledger.unmatched) == 1
 
 
+def test_another_call_at_the_place_of_a_recorded_one_is_seen_before_it_is_dispatched() -> None:
+    journal = Journal()
+    calls = Occurrences()
+    for version in ("v1", "v2"):
+        done(journal, args={"version": version}, occurrences=calls)
+    ledger = journal.ledger()
+    ledger.restored(ZERO_MARK)
+    replay = Occurrences()
+    match = ledger.match(call_of(args={"version": "v9"}, occurrences=replay))
+    assert match.action == "new"
+    assert match.displaced is not None
+    assert match.displaced.args == {"version": "v1"}
+
+
+def test_a_parallel_call_whose_intent_was_lost_displaces_nothing() -> None:
+    journal = Journal()
+    calls = Occurrences()
+    lost = call_of(args={"to": "ann"}, occurrences=calls)
+    done(journal, args={"to": "bob"}, occurrences=calls)
+    ledger = journal.ledger()
+    ledger.restored(ZERO_MARK)
+    replay = Occurrences()
+    first = ledger.match(call_of(args={"to": "ann"}, occurrences=replay))
+    assert (first.action, first.displaced, first.call.key) == ("new", None, lost.key)
+    assert ledger.match(call_of(args={"to": "bob"}, occurrences=replay)).action == "record"
+
+
 # ---- once, and only what is later -----------------------------------------------------------------------------------
 
 
