@@ -131,7 +131,7 @@ def one_more_assertion(session: Any, turn: Any, unit: str, function: str, seed: 
     opening = f"\n\ndef test_{function}_again():\n"
     session.kv.append(f"{opening}    assert {function}(").result()
     say("generating", turn=turn.number, bug=unit)
-    text = session.kv.generate(max_tokens=32, stop="\n", temperature=0.7, top_p=0.9, seed=seed).result().text
+    text = session.kv.generate(max_tokens=32, stop="\n", temperature=0.0, seed=seed).result().text
     tests = session.sandbox.read_file(tests_path(unit)).decode()
     line = checked_assertion(f"assert {function}({text}", function, tests)
     if line is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,10 +29,10 @@ sys.exit(int(sys.argv[2]))
 
 
 @pytest.fixture
-def talker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def talker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "talker_program.py").write_text(TALKER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.getcwd()]))
-    yield tmp_path
+    return tmp_path
 
 
 def start(place: Path, events: str, code: int = 0) -> Worker:
@@ -57,7 +56,7 @@ def test_events_are_read_and_garbage_is_passed_over(talker: Path) -> None:
 
 
 def test_another_exit_code_is_an_error_that_shows_the_log(talker: Path) -> None:
-    with start(talker, '[{"event": "stopped", "message": "why"}]', 7) as worker, pytest.raises(StoreError, match="7.*why"):
+    with start(talker, '[{"event": "stopped", "message": "why"}]', 7) as worker, pytest.raises(StoreError, match=r"7.*why"):
         worker.expect(0, 14)
 
 
