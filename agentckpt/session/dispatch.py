@@ -148,6 +148,8 @@ class Dispatcher:
             match = self._repeated_request(call) or live.ledger.match(call)
             if match.action == "new" and invocation.effect_class == "model":
                 self._check_request(call, turn)
+            if match.displaced is not None and live.on_divergence != "continue":
+                raise _displaced(match.call, match.displaced, self._load)
             live.in_flight.enter(match.call.key, begun=begun)
         return Plan(invocation, match, turn)
 
@@ -318,15 +320,15 @@ class Dispatcher:
 
     def _conclude(self, plan: Plan, state: EffectState, *, value: Value = None, error: tuple[str, str] | None = None) -> None:
         live, invocation = self._live, plan.invocation
+        if invocation.effect_class in LAZY_CLASSES and state == "unknown":
+            state = "raised"
         post = (
             self._capture_post()
-            if invocation.sandbox and state in ("committed", "failed") and invocation.effect_class != "sandbox"
+            if invocation.sandbox and state in ("committed", "raised", "failed") and invocation.effect_class != "sandbox"
             else None
         )
         with live.lock:
             record = live.ledger.get(plan.key)
-        if invocation.effect_class in LAZY_CLASSES and state == "unknown":
-            state = "raised"
         body = outcome_body(plan.key, state, epoch=live.log.epoch, value=value, error=error, post=post, record=record)
         late = live.log.append_outcome(body, durable=invocation.effect_class not in LAZY_CLASSES)
         live.in_flight.leave(plan.key)
@@ -480,6 +482,17 @@ def _unknown(tool: str, key: str, turn: int, why: str) -> EffectUnknownError:
     return EffectUnknownError(
         f"turn {turn}, effect {key[:12]}: {why}", object=tool, expected="a known outcome", found="unknown",
         hint=f"find out whether it happened, then `agentckpt effects resolve {key[:12]}`; or declare verify= on the tool",
+    )  # fmt: skip
+
+
+def _displaced(call: Call, record: EffectRecord, load: Callable[[Value], Value]) -> DivergenceError:
+    # Said before the call is dispatched: at the end of the turn the second effect would already stand beside the first.
+    expected, found = f"{record.tool}", f"{call.tool}"
+    if call.tool == record.tool:
+        expected, found = _difference(load(record.args), call.args)
+    return DivergenceError(
+        "the recovered turn calls something else", object=f"turn {call.turn}, call {call.index + 1}", expected=expected, found=found,
+        hint="code between calls must be a function of state, results and model output",
     )  # fmt: skip
 
 
