@@ -93,6 +93,6 @@ def to_plain(value: Any) -> Any:
         return {key.hex() if isinstance(key, bytes) else str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).hex()
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
         return [to_plain(item) for item in value]
     return value
