@@ -20,7 +20,7 @@ from ..types import Ref, Source
 from .content import read_content
 from .dirs import Budget, read_leaves
 from .entries import Entry
-from .ignore import Ignore
+from .ignore import Ignore, LinkNames
 from .scan import OPEN_DIRECTORY, Seen, check_depth, join, show, stat_key
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,6 +43,7 @@ class Builder:
         self.built = Built()
         self._source = source
         self._ignore = ignore
+        self._names = LinkNames(ignore)
         self._budget = budget
         self._root_fd = -1
         self._linked: dict[bytes, os.stat_result] = {}
@@ -98,10 +99,11 @@ class Builder:
             os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
             return os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
         self.built.num_files += 1
-        if entry.link is not None:
-            self._hard_link(fd, entry, path)
+        first = self._names.first(entry, path)
+        if first is not None:
+            self._hard_link(fd, entry, first, path)
             found = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
-            self._linked[path] = self._linked[entry.link] = found
+            self._linked[path] = self._linked[first] = found
             return found
         return self._file(fd, entry, path)
 
@@ -118,10 +120,9 @@ class Builder:
         finally:
             os.close(file)
 
-    def _hard_link(self, fd: int, entry: Entry, path: bytes) -> None:
+    def _hard_link(self, fd: int, entry: Entry, first: bytes, path: bytes) -> None:
         """The first name is looked up from our own root, one real directory at a time."""
-        assert entry.link is not None
-        *parents, last = entry.link.split(b"/")
+        *parents, last = first.split(b"/")
         at = os.dup(self._root_fd)
         try:
             for name in parents:
@@ -130,10 +131,10 @@ class Builder:
                 at = inner
             found = os.stat(last, dir_fd=at, follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
-                raise CorruptionError("a hard link to something else", code="bad-link", object=show(path), found=show(entry.link))
+                raise CorruptionError("a hard link to something else", code="bad-link", object=show(path), found=show(first))
             os.link(last, entry.name, src_dir_fd=at, dst_dir_fd=fd, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise CorruptionError("a hard link to nothing", code="bad-link", object=show(path), found=show(entry.link)) from error
+            raise CorruptionError("a hard link to nothing", code="bad-link", object=show(path), found=show(first)) from error
         finally:
             os.close(at)
 

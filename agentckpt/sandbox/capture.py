@@ -178,7 +178,7 @@ class TreeWriter:
                 if not stat.S_ISREG(start.st_mode):
                     break
                 self._chunks = []
-                content = write_content(self._put_chunk, self._put_node, reader(file))
+                content = write_content(self._put_chunk, self._put_node, reader(file, start.st_size))
                 end = os.fstat(file)
             except AgentckptError:
                 raise  # the sink's, not the file's
@@ -209,13 +209,13 @@ class TreeWriter:
         return ref
 
 
-def reader(fd: int) -> Callable[[memoryview], int]:
-    """Reads an open file from its start, whatever its position."""
+def reader(fd: int, size: int) -> Callable[[memoryview], int]:
+    """Reads the first ``size`` bytes of an open file: one that grows as fast as it is read must come to an end."""
     offset = 0
 
     def read(view: memoryview) -> int:
         nonlocal offset
-        count = os.preadv(fd, [view], offset)
+        count = os.preadv(fd, [view[: size - offset]], offset) if offset < size else 0
         offset += count
         return count
 

@@ -15,8 +15,8 @@ from . import cdc
 from .capture import reader
 from .content import read_content
 from .dirs import Budget, read_leaves
-from .entries import Entry, kept_mode
-from .ignore import Ignore
+from .entries import Entry, content_of, kept_mode
+from .ignore import Ignore, LinkNames
 from .scan import OPEN_DIRECTORY, OPEN_FILE, Seen, check_depth, is_racy, join, list_names, open_directory, show, stat_at, stat_key
 
 
@@ -34,6 +34,7 @@ class Comparison:
         self._source = source
         self._left_out = left_out
         self._kept = kept
+        self._names = LinkNames(left_out)
         self._links: dict[tuple[int, int], bytes] = {}
         self._unread: list[tuple[bytes, Entry, Seen]] = []
 
@@ -64,10 +65,11 @@ class Comparison:
             entries += [entry for entry in part if not self._left_out(join(path, entry.name), entry.type == "d")]
         if [entry.name for entry in entries] != list(live):
             raise Differs(show(path))
-        old = before.by_name() if before is not None and before.ref == ref else {}
+        old = before.by_name() if before is not None else {}
         for entry in entries:
             seen.keys[entry.name] = stat_key(live[entry.name])
-            self._entry(fd, entry, join(path, entry.name), live[entry.name], seen, before, entry.name in old, depth)
+            vouched = content_of(old.get(entry.name)) == content_of(entry)
+            self._entry(fd, entry, join(path, entry.name), live[entry.name], seen, before, vouched, depth)
         seen.entries, seen.leaves = tuple(entries), tuple(leaves)
         return seen
 
@@ -98,13 +100,13 @@ class Comparison:
     def _file(self, entry: Entry, path: bytes, found: os.stat_result, seen: Seen, before: Seen | None, vouched: bool) -> None:
         self.num_files += 1
         first = self._links.setdefault((found.st_dev, found.st_ino), path) if found.st_nlink > 1 else path
-        if first != (entry.link or path):
+        if first != (self._names.first(entry, path) or path):
             raise Differs(show(path))
         name = entry.name
         if vouched and before is not None and before.keys.get(name) == seen.keys[name] and name not in before.racy:
             if name in before.big:
                 seen.big[name] = before.big[name]
-        elif entry.link is None:
+        elif first == path:
             self._unread.append((path, entry, seen))
 
     def _read(self, root_fd: int, path: bytes, entry: Entry, seen: Seen) -> None:
@@ -114,7 +116,7 @@ class Comparison:
         except OSError as error:
             raise Differs(show(path)) from error
         try:
-            read = reader(file)
+            read = reader(file, entry.size)
             for data in read_content(self._source, entry, show(path)):
                 if _exactly(read, len(data)) != data:
                     raise Differs(show(path))

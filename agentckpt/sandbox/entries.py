@@ -55,6 +55,11 @@ def kept_mode(st_mode: int) -> int:
     return mode & 0o1777 if stat.S_ISREG(st_mode) else mode
 
 
+def content_of(entry: Entry | None) -> tuple[object, ...]:
+    """What must be equal for two entries to hold the same bytes."""
+    return () if entry is None else (entry.type, entry.size, entry.inline, entry.chunks, entry.node)
+
+
 def check_name(name: object, where: str) -> bytes:
     if type(name) is not bytes or not 0 < len(name) <= MAX_NAME_BYTES or name in (b".", b"..") or b"/" in name or b"\0" in name:
         raise CorruptionError("a name that no file may have", code="bad-name", object=where, found=repr(name)[:80])

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 
 from ..errors import IncompatibleError
+from .entries import Entry
 
 
 class Ignore:
@@ -38,6 +39,25 @@ class Ignore:
     def joined(self, patterns: Iterable[str]) -> Ignore:
         """These patterns and ``patterns``."""
         return Ignore(dict.fromkeys([*self.patterns, *patterns]))
+
+
+class LinkNames:
+    """First names of hard-linked files where some names are left out: the first name that is not takes the place."""
+
+    def __init__(self, left_out: Ignore) -> None:
+        self._left_out = left_out
+        self._moved: dict[bytes, bytes] = {}
+
+    def first(self, entry: Entry, path: bytes) -> bytes | None:
+        """The path that ``entry`` at ``path`` is a further name of, or None if it is the first one that is brought back."""
+        if entry.link is None or not self._is_left_out(entry.link):
+            return entry.link
+        first = self._moved.setdefault(entry.link, path)
+        return None if first == path else first
+
+    def _is_left_out(self, path: bytes) -> bool:
+        parts = path.split(b"/")
+        return any(self._left_out(b"/".join(parts[: index + 1]), index + 1 < len(parts)) for index in range(len(parts)))
 
 
 def _join(texts: Iterable[bytes]) -> re.Pattern[bytes] | None:

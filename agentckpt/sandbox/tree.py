@@ -15,7 +15,7 @@ from ..nodes import Node, encode_node, get_node, ref_kind
 from ..types import PartReport, Ref, Source
 from .content import read_content
 from .dirs import Budget, read_directory
-from .entries import Entry
+from .entries import Entry, content_of
 from .ignore import Ignore
 from .scan import check_depth, join, show
 
@@ -143,15 +143,11 @@ def _diff(source: Source, a: Ref, b: Ref, path: bytes, budget: Budget, changes: 
                 changes.append(Change(here, "touched", before, after))
             _diff(source, before.node, after.node, here, budget, changes, depth + 1)
         elif before is not None and after is not None and before.type == after.type:
-            changes.append(Change(here, "touched" if _content(before) == _content(after) else "changed", before, after))
+            changes.append(Change(here, "touched" if content_of(before) == content_of(after) else "changed", before, after))
         else:
             for entry, kind in ((before, "removed"), (after, "added")):
                 if entry is not None:
                     _whole(source, entry, here, budget, changes, kind == "added", depth)
-
-
-def _content(entry: Entry) -> tuple[object, ...]:
-    return (entry.size, entry.inline, entry.chunks, entry.node)
 
 
 def _whole(source: Source, entry: Entry, path: bytes, budget: Budget, changes: list[Change], added: bool, depth: int) -> None:

@@ -22,6 +22,7 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ class Workspace:
         self.is_fork = False
         self._changed = threading.Condition(threading.RLock())
         self._num_running = 0
-        self._open_captures: set[_PendingCapture] = set()
+        self._open_captures: weakref.WeakSet[_PendingCapture] = weakref.WeakSet()  # a lost one is cancelled
         self._tables: OrderedDict[Ref, Seen] = OrderedDict()
         self._present: Ref | None = None
         self._has_displaced = True  # an earlier process may have left one
@@ -245,10 +246,7 @@ class Workspace:
     def _running(self) -> Iterator[None]:
         """While a command runs or a file is written; waits until no capture is open."""
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._open_captures, self.wait_s):
-                raise ConflictError(
-                    "a capture of this workspace is not written yet", code="capture-open", object=self.path, hint="write or cancel it first"
-                )
+            self._wait_for_captures()
             self._num_running += 1
         try:
             yield
@@ -263,9 +261,19 @@ class Workspace:
         with self._changed:
             if self._num_running:
                 raise ConflictError(f"a command is running; no {what} now", code="command-running", object=self.path, hint="wait for it")
-            if not self._changed.wait_for(lambda: not self._open_captures, self.wait_s):
-                raise ConflictError("a capture of this workspace is not written yet", code="capture-open", object=self.path)
+            self._wait_for_captures()
             yield
+
+    def _wait_for_captures(self) -> None:
+        """The caller holds ``_changed``."""
+        deadline_s = time.monotonic() + self.wait_s
+        while self._open_captures:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise ConflictError(
+                    "a capture of this workspace is not written yet", code="capture-open", object=self.path, hint="write or cancel it first"
+                )
+            self._changed.wait(min(left_s, 0.5))  # a capture that nobody holds any more notifies nobody
 
     def _remember(self, ref: Ref, seen: Seen) -> None:
         self._tables[ref] = seen
@@ -315,6 +323,7 @@ class _PendingCapture:
         if self._discard:
             discard_displaced(workspace.path)
             workspace._has_displaced = False
+            workspace._after_restore.clear()
         users = linux.holders(workspace.path)
         fd = os.open(workspace.path, OPEN_DIRECTORY)
         try:
@@ -339,7 +348,8 @@ class _PendingCapture:
         totals.new_bytes += len(data)
         with workspace._changed:
             workspace._remember(ref, seen)
-            workspace._after_restore.add(ref)
+            if workspace._has_displaced:
+                workspace._after_restore.add(ref)
         facts = _facts(totals, consistency, workspace.network_claim)
         facts |= {"num_unchecked_processes": users.num_unchecked, "scan_s": time.monotonic() - started_s}
         return PartRef("sandbox", ref, facts)
