@@ -55,6 +55,19 @@ def run(name: PoolName, job: Callable[[], T]) -> Handle[T]:
         return Handle.failed(error)
 
 
+def chain(handle: Handle[T], target: Future[T]) -> None:
+    """Let ``target`` end as ``handle`` does."""
+
+    def copy(done: Future[T]) -> None:
+        error = done.exception()
+        if error is not None:
+            target.set_exception(error)
+        else:
+            target.set_result(done.result())
+
+    handle._future.add_done_callback(copy)
+
+
 class Strand:
     """Jobs that run one after the other, in the order given, on a shared pool: order without a thread of one's own."""
 

@@ -254,6 +254,15 @@ def take_over(parent: Live, parent_cutter: Cutter, branch: Live, branch_cutter: 
     return Promotion(drafts, (branch.head.manifest,) if branch.head is not None else ())
 
 
+def exchange_owned(parent: Opened, branch: Opened) -> None:
+    """Who closes a sequence follows who holds it; directories and states were exchanged within their objects."""
+    taken, given = ({id(sequence.inner) for sequence in opened.live.kv.values()} for opened in (parent, branch))
+    arrived = [part for part in branch.owned_parts if id(part) in taken]
+    left = [part for part in parent.owned_parts if id(part) in given]
+    parent.owned_parts = [part for part in parent.owned_parts if id(part) not in given] + arrived
+    branch.owned_parts = [part for part in branch.owned_parts if id(part) not in taken] + left
+
+
 def _drafts_of(parent: Live, branch: Live) -> list[BodyOf]:
     """What the parent's ledger must know of the branch's effects; large values become chunks."""
     with branch.lock:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ..handles import Handle
 from ..types import Appendable, Generation, LiveSequence, Pending, Ref, Score, Sink
-from .executor import on_loop_thread, pool
+from .executor import chain, on_loop_thread, pool
 from .segments import Segments, show_ids
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class RecordingSequence:
             except BaseException as failure:
                 operation._future.set_exception(failure)
             else:
-                started._future.add_done_callback(lambda done: _copy(done, operation._future))
+                chain(started, operation._future)
 
         if before is not None and not before.done():
             before._future.add_done_callback(lambda _: pool("quick").submit(begin) and None)
@@ -221,11 +221,3 @@ class RecordingSequence:
         else:
             self._segments.matched(recorded)
         return Handle.of(None)
-
-
-def _copy(done: Future[T], target: Future[T]) -> None:
-    error = done.exception()
-    if error is not None:
-        target.set_exception(error)
-    else:
-        target.set_result(done.result())

@@ -7,6 +7,7 @@ event loop's thread nothing here does I/O or waits, except where a synchronous t
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +18,8 @@ from ..ledger import EffectRecord
 from ..store import Store
 from ..types import Sandbox, Value
 from .dispatch import Dispatcher
-from .executor import on_loop_thread, run, submit
-from .fork import Fork, Promotion, allowed_classes, grow, release, start, take, take_over
+from .executor import chain, on_loop_thread, run, submit
+from .fork import Fork, Promotion, allowed_classes, exchange_owned, grow, release, start, take, take_over
 from .live import Difference, Divergence, Live
 from .opening import Durability, Opened, Options, open_session
 from .report import CheckpointInfo, RestoreReport, TurnMetrics
@@ -276,8 +277,17 @@ class Session:
         if live.turn_open:
             self._end.annotations.append(plain)
             return Handle.of(None)
+        gate = self._cutter.gate()
+        if gate is None:
+            return run("quick", lambda: self._write_note(plain))
+        done: Future[None] = Future()
+        gate._future.add_done_callback(lambda _: chain(submit("quick", lambda: self._write_note(plain)), done))
+        return Handle(done)
+
+    def _write_note(self, values: dict[str, Value]) -> None:
+        live = self._live
         head = None if live.head is None else live.head.manifest
-        return run("quick", lambda: live.log.append([("annotate", {"manifest": head, "values": plain})])).then(lambda _: None)
+        live.log.append([("annotate", {"manifest": head, "values": values})])
 
     def fork(
         self,
@@ -333,6 +343,9 @@ class Session:
                 "is no live branch of this session", code="no-branch", object=f"branch {branch.name}", hint="promote before release"
             )
         promotion = take_over(self._live, self._cutter, branch._live, branch._cutter)
+        assert self._opened is not None
+        assert branch._opened is not None
+        exchange_owned(self._opened, branch._opened)
         self._end.promotions.append(promotion)
         release([each for each in self._branches if each is not branch])
         branch.release()
