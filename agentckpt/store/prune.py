@@ -137,7 +137,7 @@ def prune(store: Store, *, kv: str | Policy = DEFAULT, dry_run: bool = False, ma
     """
     policy = parse_policy(kv)
     store.config.require("prune")
-    with nullcontext() if dry_run else _alone(store):
+    with io_errors(store.path), nullcontext() if dry_run else _alone(store):
         if not dry_run:
             store.seal()
         view = store.view()
