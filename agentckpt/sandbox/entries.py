@@ -99,7 +99,7 @@ def decode_entry(item: object, strong: Sequence[Ref], where: str) -> Entry:
     name = check_name(item.get("n"), where)
     here = f"{where}/{name.decode('utf-8', 'backslashreplace')}"
     kind = item.get("t")
-    if kind not in _KEYS:
+    if type(kind) is not str or kind not in _KEYS:
         raise CorruptionError("unknown type of entry", code="bad-entry", object=here, found=repr(kind)[:40])
     needed, content = _KEYS[kind]
     present = set(item) & content

@@ -19,8 +19,8 @@ def read_file(root: str, path: str) -> bytes:
         fd = _open(root_fd, relative(root, path), OPEN_FILE, path)
     finally:
         os.close(root_fd)
+    _check_regular(fd, path)
     with os.fdopen(fd, "rb") as file:
-        _check_regular(fd, path)
         return file.read()
 
 
@@ -38,9 +38,9 @@ def write_file(root: str, path: str, data: bytes) -> None:
         fd = _open(at, last, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, path)
     finally:
         os.close(at)
+    _check_regular(fd, path)
     try:
         with os.fdopen(fd, "wb") as file:
-            _check_regular(fd, path)
             os.ftruncate(fd, 0)
             file.write(data)
     except OSError as error:
@@ -79,5 +79,7 @@ def _open(root_fd: int, path: bytes, flags: int, shown: str) -> int:
 
 
 def _check_regular(fd: int, shown: str) -> None:
+    """Closes ``fd`` if it raises."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
         raise IncompatibleError("is no regular file", code="not-a-file", object=shown)

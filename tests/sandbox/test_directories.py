@@ -91,7 +91,10 @@ def test_one_changed_entry_of_twenty_thousand_writes_one_node_a_level() -> None:
 def test_a_tree_that_unfolds_without_end_is_refused() -> None:
     """Each level names the level below 500 times: 4 small nodes, 62,500,000,000 files."""
     store = MemoryStore()
-    node = put_node(store, Node("dir", (), (), {"l": 0, "e": [{"n": b"f%03d" % i, "t": "f", "m": 0o644, "mt": 0, "s": 0, "x": b""} for i in range(500)]}))
+    node = put_node(
+        store,
+        Node("dir", (), (), {"l": 0, "e": [{"n": b"f%03d" % i, "t": "f", "m": 0o644, "mt": 0, "s": 0, "x": b""} for i in range(500)]}),
+    )
     for _ in range(3):
         items = [{"n": b"d%03d" % i, "t": "d", "m": 0o755, "mt": 0, "d": 0} for i in range(500)]
         node = put_node(store, Node("dir", [node], (), {"l": 0, "e": items}))

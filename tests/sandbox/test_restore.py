@@ -99,7 +99,15 @@ def test_a_change_that_keeps_size_and_time_is_found(times_back: bool, saved: tup
 
 @pytest.mark.parametrize(
     "damage",
-    ["rm -r d1", "chmod 600 d1/f5", "ln -sf other link", "rm d2/hard; cp -p d1/f1 d2/hard", "rm -r empty; touch empty", "ln d0/f4 d0/again", "chmod 700 ."],
+    [
+        "rm -r d1",
+        "chmod 600 d1/f5",
+        "ln -sf other link",
+        "rm d2/hard; cp -p d1/f1 d2/hard",
+        "rm -r empty; touch empty",
+        "ln d0/f4 d0/again",
+        "chmod 700 .",
+    ],
 )
 def test_every_kind_of_change_is_found(damage: str, saved: tuple[MemoryStore, Workspace, Ref, Path]) -> None:
     store, workspace, ref, path = saved
@@ -303,7 +311,9 @@ def test_without_exchange_two_renames_do(saved: tuple[MemoryStore, Workspace, Re
     assert (Path(report.displaced) / "new").exists()
 
 
-def test_a_crash_between_the_two_renames_is_repaired(saved: tuple[MemoryStore, Workspace, Ref, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_the_two_renames_is_repaired(
+    saved: tuple[MemoryStore, Workspace, Ref, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, workspace, ref, path = saved
     before = snapshot(path)
     (path / "new").write_text("new")

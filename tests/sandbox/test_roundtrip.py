@@ -26,7 +26,9 @@ LINK = st.tuples(st.just("l"), st.sampled_from([b"target", b"/etc/passwd", b"../
 HARD = st.tuples(st.just("h"), st.integers(0, 100))
 TREE = st.recursive(
     st.dictionaries(NAME, FILE | LINK | HARD, max_size=4),
-    lambda inner: st.dictionaries(NAME, FILE | LINK | HARD | st.tuples(st.just("d"), inner, st.integers(0, 0o777) | st.just(0o2770)), max_size=5),
+    lambda inner: st.dictionaries(
+        NAME, FILE | LINK | HARD | st.tuples(st.just("d"), inner, st.integers(0, 0o777) | st.just(0o2770)), max_size=5
+    ),
     max_leaves=8,
 )
 
@@ -99,7 +101,11 @@ def test_a_diff_names_what_differs_and_reads_nothing_else(captured: Callable[[di
     del changed["d9/e/f2"]
     _, b = captured(changed)
     store.num_gets = 0
-    kinds = {change.path: change.kind for change in tree_diff(store, a, b) if change.before is None or change.after is None or change.after.type == "f"}
+    kinds = {
+        change.path: change.kind
+        for change in tree_diff(store, a, b)
+        if change.before is None or change.after is None or change.after.type == "f"
+    }
     assert kinds == {b"d7/e/f1": "changed", b"d8/new": "added", b"d8/new/x": "added", b"d9/e/f2": "removed"}
     assert tree_diff(store, a, a) == []
     assert store.num_gets < 60
