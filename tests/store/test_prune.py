@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,8 @@ def test_dropped_and_missing_are_told_apart_where_two_checkpoints_share_a_chunk(
 
 
 @pytest.mark.parametrize(
-    ("policy", "kept"), [("all", {0, 1, 2, 3}), ("keep-last=2", {2, 3}), ("keep-last=0", set()), ("pinned", {1}), ("keep-last=1, pinned", {1, 3})]
+    ("policy", "kept"),
+    [("all", {0, 1, 2, 3}), ("keep-last=2", {2, 3}), ("keep-last=0", set()), ("pinned", {1}), ("keep-last=1, pinned", {1, 3})],
 )
 def test_policies(store: Store, policy: str, kept: set[int]) -> None:
     main = new_session(store, "main")
@@ -194,7 +196,12 @@ def test_a_dry_run_says_the_same_and_changes_nothing(store: Store, path: Path) -
         assert prune(reader, dry_run=True) == would
     assert files == {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and "index" not in file.parts}
     did = prune(store)
-    assert (did.dropped, did.packs, did.freed_bytes, did.num_objects_removed) == (would.dropped, would.packs, would.freed_bytes, would.num_objects_removed)
+    assert (did.dropped, did.packs, did.freed_bytes, did.num_objects_removed) == (
+        would.dropped,
+        would.packs,
+        would.freed_bytes,
+        would.num_objects_removed,
+    )
     assert would.num_packs_removed == 1
     assert any("would be dropped" in line for line in would.describe())
     assert any("was rewritten" in line for line in did.describe())
@@ -285,7 +292,11 @@ def test_of_two_copies_a_sound_one_is_kept(store: Store, path: Path) -> None:
     file.write_bytes(data)
     prune(store)
     assert contents(store, refs) == before
-    file.write_bytes(bytes(data[: place.offset + HEADER_BYTES + 7]) + bytes([data[place.offset + HEADER_BYTES + 7] ^ 1]) + data[place.offset + HEADER_BYTES + 8 :])
+    file.write_bytes(
+        bytes(data[: place.offset + HEADER_BYTES + 7])
+        + bytes([data[place.offset + HEADER_BYTES + 7] ^ 1])
+        + data[place.offset + HEADER_BYTES + 8 :]
+    )
     store.reindex()
     prune(store)
     assert len(store.packs()) == 1, "the superfluous copy goes when the other one is sound"
@@ -311,14 +322,15 @@ def test_a_stale_open_pack_of_a_dead_writer_is_pruned(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["cut", "kv", "fork", "remove", "tag", "prune", "reopen"])), max_size=14), st.data())
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["cut", "kv", "fork", "remove", "tag", "prune", "reopen"])), max_size=14),
+    st.data(),
+)
 def test_any_history_keeps_what_is_held_and_only_that(steps: list[tuple[int, str]], data: st.DataObject) -> None:
     model = PosixModel()
     store = Store.init("s", io=model)
     sessions: list[Written] = []
-    number = 0
-    for who, step in steps:
-        number += 1
+    for number, (who, step) in enumerate(steps):
         alive = [s for s in sessions if not store.view().sessions[s.sid].removed]
         session = alive[who % len(alive)] if alive else None
         if step in ("cut", "kv") or session is None:
@@ -372,10 +384,8 @@ def check_after(model: PosixModel, main: Written, needed: dict[Ref, bytes]) -> N
 
 def run_and_die(io: FaultyIO) -> None:
     """Prune until the crash, or to the end; the store is not closed: the machine is gone."""
-    try:
+    with suppress(SimulatedCrash):
         prune(Store.open("s", io=io), max_unused=0.0)
-    except SimulatedCrash:
-        pass
 
 
 def needed_of(store: Store, main: Written) -> dict[Ref, bytes]:
@@ -424,21 +434,18 @@ def test_an_error_at_any_operation_loses_nothing_and_the_next_prune_finishes(cod
         model = base.crash(1)
         io = FaultyIO(model, [Fault("*", code, nth=n)])
         store = Store.open("s", io=io)
-        try:
+        with suppress(AgentckptError):  # any other exception is a defect and fails the test
             prune(store, max_unused=0.0)
-        except (AgentckptError, OSError) as error:
-            assert isinstance(error, AgentckptError), f"operation {n} {counter.log[n - 1]}: {error!r} is not typed"
         io.clear()
-        try:
+        with suppress(AgentckptError):
             store.close()
-        except AgentckptError:
-            pass
         for seed in (0, 1):
             check_after(model.crash(seed), main, needed)
 
 
 MUTATIONS = {
-    "drop records are not flushed, nor the gc record": [Fault("fdatasync", "skip", repeat=True, path="*/journal/*")],
+    "none: the control": [],
+    "drop and gc records are not flushed": [Fault("fdatasync", "skip", repeat=True, path="*/journal/*")],
     "moved objects are not flushed": [Fault("fdatasync", "skip", repeat=True, path="*/packs/*")],
     "names of packs are not flushed": [Fault("fsync_dir", "skip", repeat=True, path="*/packs*")],
 }
@@ -446,24 +453,21 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("plan", MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_each_flush_of_prune_is_needed(plan: list[Fault]) -> None:
-    """With the flush forgotten, some crash shows a loss: so the tests above would see it."""
+    """With a flush forgotten, some crash after the prune shows a loss: so the tests above would see it."""
     base = PosixModel()
     main, _ = ready(base)
     base = base.crash(1)
     with Store.open("s", io=base.crash(1), mode="ro") as store:
         needed = needed_of(store, main)
-    for n in range(1, 400):
-        model = base.crash(1)
-        io = FaultyIO(model, plan, crash_at=n)
-        run_and_die(io)
-        for seed in (0, 2, 100 + n):
-            try:
-                check_after(model.crash(seed), main, needed)
-            except (AgentckptError, AssertionError):
-                return
-        if not io.crashed:
-            break
-    pytest.fail("no crash shows a loss")
+    model = base.crash(1)
+    run_and_die(FaultyIO(model, plan))
+    losses = []
+    for seed in range(20):
+        try:
+            check_after(model.crash(seed), main, needed)
+        except (AgentckptError, AssertionError):
+            losses.append(seed)
+    assert bool(losses) == bool(plan)
 
 
 def test_flushes_of_a_prune_are_few() -> None:

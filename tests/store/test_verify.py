@@ -66,7 +66,9 @@ def test_a_sound_store_is_ok(world: tuple[Store, Written, Written], path: Path, 
         verify(store, "deep")  # type: ignore[arg-type]
 
 
-def test_a_flipped_bit_in_any_object_is_found_by_data_and_touches_the_right_parts(world: tuple[Store, Written, Written], path: Path) -> None:
+def test_a_flipped_bit_in_any_object_is_found_by_data_and_touches_the_right_parts(
+    world: tuple[Store, Written, Written], path: Path
+) -> None:
     store, main, _other = world
     chunk = weak_of(store, main, 0)[0]  # in the first whole block: all three cuts share it
     name = flip(path, store, chunk)

@@ -188,8 +188,8 @@ def effect(store: Store, session: Written, label: str, value: Any, post: Ref | N
     """An intent and its outcome, with a value that may be a reference."""
     key = octets(f"key {label}", 32)
     intent = {
-        "epoch": 1, "turn": 0, "key": key, "tool": "deploy", "class": "irreversible", "sandbox": post is not None, "args": {"version": label},
-        "intent_key": label, "occurrence": 0, "resources": [],
+        "epoch": 1, "turn": 0, "key": key, "tool": "deploy", "class": "irreversible", "sandbox": post is not None,
+        "args": {"version": label}, "intent_key": label, "occurrence": 0, "resources": [],
     }  # fmt: skip
     outcome = {"epoch": 1, "key": key, "state": "committed", "value": value, "error": None, "late": False, "post": post}
     append(store, Draft("intent", session.sid, intent), Draft("outcome", session.sid, outcome))
