@@ -25,7 +25,18 @@ from .failures import io_errors
 from .ids import IdKeys, check_ref, show_ref
 from .io import IO
 from .pack import PackFiles, PackMark, PackWriter, Waiting
-from .record import CODEC_RAW, HEADER_BYTES, MAX_PLAIN_BYTES, Location, PackHeader, decode_header, record_span, refuse_unknown, squeeze, unsqueeze
+from .record import (
+    CODEC_RAW,
+    HEADER_BYTES,
+    MAX_PLAIN_BYTES,
+    Location,
+    PackHeader,
+    decode_header,
+    record_span,
+    refuse_unknown,
+    squeeze,
+    unsqueeze,
+)
 
 T = TypeVar("T")
 

@@ -80,12 +80,9 @@ def commit(store: Store, sid: bytes, rng: random.Random, book: Book, **options: 
 
 
 def check_content(store: Store, content: Content) -> None:
-    """Every object of a checkpoint comes back bit for bit, by both ways of reading."""
+    """Every object of a checkpoint comes back bit for bit."""
     for ref, data in content.objects.items():
         assert store.get(ref, 1 << 24) == data
-        target = bytearray(len(data))
-        store.read_into(ref, memoryview(target))
-        assert bytes(target) == data
 
 
 def check_store(store: Store, book: Book) -> None:
@@ -97,8 +94,7 @@ def check_store(store: Store, book: Book) -> None:
         head = view.sessions[sid].head
         allowed = {manifest, book.tried.get(sid, manifest)}
         assert head is not None and head["manifest"] in allowed, f"session {sid.hex()}: a head that nobody wrote"
-    for session in view.sessions.values():
-        for head in session.heads:
-            check_content(store, book.contents[head["manifest"]])
+    for manifest in {head["manifest"] for session in view.sessions.values() for head in session.heads}:
+        check_content(store, book.contents[manifest])
     for seq, tag in book.values.items():
         assert tag in view.tags, f"tag {tag} (record {seq}) was acknowledged and is gone"
