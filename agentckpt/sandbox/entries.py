@@ -99,7 +99,7 @@ def decode_entry(item: object, strong: Sequence[Ref], where: str) -> Entry:
     name = check_name(item.get("n"), where)
     here = f"{where}/{name.decode('utf-8', 'backslashreplace')}"
     kind = item.get("t")
-    if type(kind) is not str or kind not in _KEYS:
+    if kind not in ("f", "d", "l"):  # a tuple: what was decoded may not be hashable
         raise CorruptionError("unknown type of entry", code="bad-entry", object=here, found=repr(kind)[:40])
     needed, content = _KEYS[kind]
     present = set(item) & content

@@ -136,7 +136,7 @@ def test_a_link_out_of_the_workspace_is_a_link(tmp_path: Path) -> None:
     assert [(p, e.type, e.inline) for p, e in walk_tree(store, captured.ref)] == [
         (b"dir", "l", os.fsencode(tmp_path)), (b"link", "l", b"../secret"),
     ]  # fmt: skip
-    assert not any(b"secret" == data for data in store.objects.values())
+    assert not any(data == b"secret" for data in store.objects.values())
 
 
 class Touching(MemoryStore):

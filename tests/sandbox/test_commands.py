@@ -86,7 +86,8 @@ def test_the_environment_is_clean(workspace: Workspace, monkeypatch: pytest.Monk
     workspace.env = {"EXTRA": "täst", "LANG": "C"}
     lines = set(workspace.run(["env"]).stdout.splitlines())
     assert lines == {
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", f"HOME={workspace.path}", f"PWD={workspace.path}", "LANG=C", "EXTRA=täst",
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", f"HOME={workspace.path}", f"PWD={workspace.path}",
+        "LANG=C", "EXTRA=täst",
     }  # fmt: skip
     assert workspace.run("pwd; umask").stdout == f"{workspace.path}\n0022\n"
     assert workspace.run("ls /proc/self/fd | wc -l").stdout.strip() in ("4", "5"), "0, 1, 2 and what ls and the shell open"

@@ -12,9 +12,9 @@ from agentckpt.sandbox.ignore import Ignore
 
 PATTERNS = ["*.pyc", "build/", "/top", "a/b", "docs/*.txt", "**/cache", "x/**/y", "f[0-9].o", "q?z", "deep/**", "lib[!s]", "dots.*"]
 PATHS = [
-    "m.pyc", "d/m.pyc", "m.py", "build/", "d/build/", "build", "top", "d/top", "a/b", "a/bb", "c/a/b", "docs/r.txt", "docs/s/r.txt", "cache",
-    "a/cache", "a/b2/cache", "x/y", "x/1/y", "x/1/2/y", "f1.o", "f10.o", "fa.o", "qaz", "q/z", "qz", "deep/er", "deep/er/est", "liba", "libs",
-    "lib/", "dots.a", "dotsxa", "d/dots.tar.gz",
+    "m.pyc", "d/m.pyc", "m.py", "build/", "d/build/", "build", "top", "d/top", "a/b", "a/bb", "c/a/b", "docs/r.txt", "docs/s/r.txt",
+    "cache", "a/cache", "a/b2/cache", "x/y", "x/1/y", "x/1/2/y", "f1.o", "f10.o", "fa.o", "qaz", "q/z", "qz", "deep/er", "deep/er/est",
+    "liba", "libs", "lib/", "dots.a", "dotsxa", "d/dots.tar.gz",
 ]  # fmt: skip
 
 
