@@ -9,7 +9,10 @@ import sys
 
 from .report import document, print_table
 
-NAMES = {"kv_restore": "restore of synthetic KV beside read, hash and copy", "demo": "what a turn, a capture and a restore of the included engine cost"}
+NAMES = {
+    "kv_restore": "restore of synthetic KV beside read, hash and copy",
+    "demo": "what a turn, a capture and a restore of the included engine cost",
+}
 
 
 def main() -> int:

@@ -27,9 +27,13 @@ def run(*, quick: bool) -> list[Row]:
     rows = [Row(f"ceiling: {name}", "MiB/s", value / mib) for name, value in ceilings.items()]
     rows.append(
         Row(
-            f"verified restore of {num_bytes // mib} MiB synthetic KV", "MiB/s", restored / mib,
-            against=f"min(read, hash, copy) = {slowest}", other=ceilings[slowest] / mib, goal=0.5,
-        )  # fmt: skip
+            f"verified restore of {num_bytes // mib} MiB synthetic KV",
+            "MiB/s",
+            restored / mib,
+            against=f"min(read, hash, copy) = {slowest}",
+            other=ceilings[slowest] / mib,
+            goal=0.5,
+        )
     )
     return rows
 

@@ -42,7 +42,16 @@ def document(name: str, rows: list[Row], *, quick: bool) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "rows": [
-            {"metric": r.metric, "unit": r.unit, "ours": r.ours, "against": r.against, "other": r.other, "ratio": r.ratio, "goal": r.goal, "met": r.met}
+            {
+                "metric": r.metric,
+                "unit": r.unit,
+                "ours": r.ours,
+                "against": r.against,
+                "other": r.other,
+                "ratio": r.ratio,
+                "goal": r.goal,
+                "met": r.met,
+            }
             for r in rows
         ],
     }
@@ -51,12 +60,16 @@ def document(name: str, rows: list[Row], *, quick: bool) -> dict[str, Any]:
 def commit() -> str:
     here = Path(__file__).parent
     done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
-    dirty = subprocess.run(["git", "status", "--porcelain", "--", "../agentckpt", "../benchmarks/*.py"], cwd=here, capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "--", "../agentckpt", "../benchmarks/*.py"], cwd=here, capture_output=True, text=True
+    ).stdout.strip()
     return (done.stdout.strip() or "unknown") + ("-dirty" if dirty else "")
 
 
 def machine() -> dict[str, Any]:
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
+    )
     try:
         import torch
 

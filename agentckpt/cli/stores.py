@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NotFoundError
+from ..errors import CorruptionError, NotFoundError
 from ..manifest import Checkpoint, decode_checkpoint
 from ..nodes import Node, decode_node
 from ..store import SessionView, Store, View
@@ -64,7 +64,14 @@ def manifest_ref(identity: bytes) -> Ref:
 
 
 def read_checkpoint(store: Store, identity: bytes) -> Checkpoint:
-    return decode_checkpoint(store.get(manifest_ref(identity), MAX_NODE_BYTES), identity)
+    """The manifest that a head, a tag or a found id names. Its absence is damage: what names it was written after it."""
+    try:
+        data = store.get(manifest_ref(identity), MAX_NODE_BYTES)
+    except NotFoundError as error:
+        found = f"checkpoint {identity.hex()[:12]}"
+        hint = "`agentckpt verify` lists what is damaged; older checkpoints may be whole (`agentckpt log`)"
+        raise CorruptionError("a head names it and it is not in the store", object=found, code="missing", hint=hint) from error
+    return decode_checkpoint(data, identity)
 
 
 def part_node(store: Store, checkpoint: Checkpoint, kind: str) -> tuple[str, Node] | None:

@@ -9,6 +9,12 @@ from typing import Final
 
 from ..errors import AgentckptError, CapacityError, StoreError
 
+_HINTS: Final = {
+    errno.EROFS: "the medium is read-only: it can be listed, verified and restored from, but not written",
+    errno.EACCES: "the store belongs to another user, or its mode forbids it",
+    errno.EPERM: "the store belongs to another user, or its mode forbids it",
+    errno.EMFILE: "too many files are open in this process (`ulimit -n`)",
+}
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -33,4 +39,5 @@ def typed(error: OSError, what: str) -> AgentckptError:
             hint="free some space (`agentckpt rm`, `agentckpt prune`), then try again",
         )
     name = errno.errorcode.get(error.errno or 0, "I/O error")
-    return StoreError(f"I/O failed: {name} ({error.strerror or error})", object=str(error.filename or what), code="io-error")
+    place, hint = str(error.filename or what), _HINTS.get(error.errno or 0)
+    return StoreError(f"I/O failed: {name} ({error.strerror or error})", object=place, code="io-error", hint=hint)

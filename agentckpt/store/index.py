@@ -251,10 +251,28 @@ def _release(shared: _Shared) -> None:
             shared.env.close()
 
 
+_LOCK_FILE_BYTES = 128 * 1024
+"""more than LMDB's reader table needs; a larger file means more slots"""
+
+
+def _reserve_lock_file(directory: str) -> None:
+    """Give LMDB's lock file its blocks before LMDB maps it: on a full disk a page that has none kills the process (SIGBUS).
+
+    Raises ``OSError`` (ENOSPC).
+    """
+    handle = os.open(os.path.join(directory, "lock.mdb"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(handle).st_size == 0:
+            os.posix_fallocate(handle, 0, _LOCK_FILE_BYTES)
+    finally:
+        os.close(handle)
+
+
 def _open_env(directory: str, identity: bytes) -> Any:
     os.makedirs(directory, mode=0o700, exist_ok=True)
     if not _stamp_fits(directory, identity):
         wipe(directory)
+    _reserve_lock_file(directory)
     env = _environment(directory)
     try:
         env.reader_check()

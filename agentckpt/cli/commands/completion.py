@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from dataclasses import dataclass
 
-from ...errors import AgentckptError
+from ...errors import AgentckptError, NotFoundError
 from ..main import COMMANDS
 from ..render import Screen
 
@@ -38,7 +38,7 @@ class Completion:
 
 
 def configure(name: str, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", nargs="?", choices=sorted(SCRIPTS), help="which shell the script is for")
+    parser.add_argument("shell", nargs="?", metavar="{bash,fish,zsh}", help="which shell the script is for (default: bash)")
     parser.add_argument("--words", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("typed", nargs="*", help=argparse.SUPPRESS)
 
@@ -47,7 +47,10 @@ def run(name: str, args: argparse.Namespace) -> Completion:
     if args.words:
         typed = [w for w in [args.shell, *args.typed] if w is not None]
         return Completion(words(typed, args.store))
-    return Completion(SCRIPTS[args.shell or "bash"].splitlines())
+    script = SCRIPTS.get(args.shell or "bash")
+    if script is None:
+        raise NotFoundError("no script for this shell", object=args.shell, expected=", ".join(sorted(SCRIPTS)))
+    return Completion(script.splitlines())
 
 
 def words(typed: list[str], store: str | None) -> list[str]:
