@@ -19,6 +19,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
+from blake3 import blake3
+
 from ..errors import ConflictError, IncompatibleError
 from ..ledger import Ancestor, EffectRecord, Ledger, action_of
 from ..ledger.values import load_value
@@ -134,15 +136,14 @@ class Parts:
     owned: list[Part]
 
     @classmethod
-    def open(cls, options: Options, nonce: bytes | None = None) -> Parts:
+    def open(cls, options: Options) -> Parts:
         """Sequences are opened when the nonce is known."""
-        nonce = nonce or os.urandom(NONCE_BYTES)
         sandbox = as_sandbox(options.sandbox)
         if sandbox is not None:
             sandbox.effect_class  # noqa: B018  a backend may probe the kernel once; not later, on somebody's event loop
         state = StatePart(options.state) if options.state is not None else None
         owned: list[Part] = [sandbox] if isinstance(options.sandbox, str | Path) else []
-        return cls(named_engines(options.kv), sandbox, state, nonce, owned)
+        return cls(named_engines(options.kv), sandbox, state, first_nonce(options.name), owned)
 
     def open_sequences(self, nonce: bytes) -> None:
         self.nonce = nonce
@@ -277,11 +278,23 @@ def _plan(options: Options, store: Store, view: View, session: SessionView) -> P
         keys=(*checkpoint.in_flight, *checkpoint.undelivered),
     )  # fmt: skip
     _check_restored(ledger, checkpoint)
-    nonce = bytes(session.head["nonce"]) if mode == "recover" else os.urandom(NONCE_BYTES)
+    nonce = bytes(session.head["nonce"])
+    if mode == "rollback":
+        nonce = next_nonce(nonce, session.generation + 1)
     later = [entry.body for entry in session.entries if entry.kind == "segment" and entry.sseq > session.head["sseq"]]
     turn = checkpoint.turn
     segments = recorded_segments(later, turn + 1) if mode == "recover" else {}
     return Plan(session, checkpoint, ledger, mode, nonce, turn, segments)
+
+
+def first_nonce(name: str) -> bytes:
+    """A new session's nonce is a function of its name: the same program, name and seeds draw the same, in any store."""
+    return blake3(name.encode(), derive_key_context="agentckpt v1 session nonce").digest(NONCE_BYTES)
+
+
+def next_nonce(nonce: bytes, generation: int) -> bytes:
+    """After a rollback: other draws than the first time, and the same ones if the rollback is done again."""
+    return blake3(nonce + generation.to_bytes(8, "little"), derive_key_context="agentckpt v1 rollback nonce").digest(NONCE_BYTES)
 
 
 def session_ledger(store: Store, view: View, session: SessionView) -> Ledger:

@@ -6,15 +6,16 @@ line, or for a request at the witness, and kills the child's whole process group
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
 WAIT_S = 60.0
 
 
@@ -27,18 +28,32 @@ def note(path: str, line: str) -> None:
         os.close(fd)
 
 
+# One process that has imported everything forks the children: real processes, without a second of start-up each.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([f"{__package__}.programs"])
+
+
+def enter(program: str, folder: str, args: Sequence[str]) -> None:
+    """The child's side."""
+    from . import programs
+
+    os.setsid()
+    warnings.simplefilter("error")
+    log = os.open(os.path.join(folder, "child.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.exit(programs.main(program, folder, args))
+
+
 class Child:
-    """A program of ``tests/session/programs.py`` in a process group of its own."""
+    """A program of ``programs.py`` in a process group of its own."""
 
     def __init__(self, program: str, folder: Path, *args: str) -> None:
         self.events = folder / "events"
-        self._log = open(folder / "child.log", "ab")  # noqa: SIM115
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "session.programs", program, str(folder), *args],
-            stdout=self._log, stderr=self._log, env=environment, start_new_session=True,
-        )  # fmt: skip
         self.log = folder / "child.log"
+        self.log.touch()
+        self.process = _context.Process(target=enter, args=(program, str(folder), args))
+        self.process.start()
 
     def lines(self) -> list[str]:
         return self.events.read_text().splitlines() if self.events.exists() else []
@@ -47,8 +62,8 @@ class Child:
         """Return when the condition holds; fail if the child ends first."""
         until = time.monotonic() + WAIT_S
         while not condition():
-            if self.process.poll() is not None and not condition():
-                raise AssertionError(f"the child ended ({self.process.returncode}) before {what}:\n{self.log.read_text()[-3000:]}")
+            if not self.process.is_alive() and not condition():
+                raise AssertionError(f"the child ended ({self.process.exitcode}) before {what}:\n{self.log.read_text()[-3000:]}")
             if time.monotonic() > until:
                 raise AssertionError(f"no {what} after {WAIT_S} s:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.002)
@@ -58,19 +73,20 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to the whole group."""
-        try:
+        assert self.process.pid is not None
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self.process.wait()
-        self._log.close()
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)  # it may not have a group of its own yet
+        self.process.join()
 
     def finish(self) -> int:
         """Wait for the end; the exit code."""
-        try:
-            return self.process.wait(WAIT_S)
-        finally:
-            self._log.close()
+        self.process.join(WAIT_S)
+        if self.process.exitcode is None:
+            self.kill()
+            raise AssertionError(f"no end after {WAIT_S} s:\n{self.log.read_text()[-3000:]}")
+        return self.process.exitcode
 
 
 def run(program: str, folder: Path, *args: str, expect: Sequence[int] = (0,)) -> Child:

@@ -61,12 +61,16 @@ def test_a_new_session_has_cut_0_and_a_second_opening_restores_the_head(opener: 
 
 
 def test_an_exception_leaves_the_turn_open_and_the_next_run_executes_it_again(opener: Opener, workspace: Path) -> None:
-    with pytest.raises(ZeroDivisionError), opener() as session:
-        for turn in session.turns():
-            turn.call(session.sandbox.run, "echo x >> log")
-            session.state.step += 1
-            if turn.number == 2:
-                raise ZeroDivisionError
+    def crash() -> None:
+        with opener() as session:
+            for turn in session.turns():
+                turn.call(session.sandbox.run, "echo x >> log")
+                session.state.step += 1
+                if turn.number == 2:
+                    raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        crash()
     assert (workspace / "log").read_text() == "x\nx\n"
     with opener() as session:
         assert session.turn_number == 1
