@@ -74,6 +74,7 @@ class PlainSession:
         self.metrics: tuple[Any, ...] = ()
         self._keep = keep
         self._num_turns = 0
+        """that have ended"""
 
     def resume(self) -> int:
         """Take up a saved chat: the number of tokens that were prefilled again."""
@@ -89,8 +90,8 @@ class PlainSession:
 
     def turns(self, until: Callable[[], bool]) -> Iterator[PlainTurn]:
         while not until():
+            yield PlainTurn(self._num_turns + 1, self._save)
             self._num_turns += 1
-            yield PlainTurn(self._num_turns, self._save)
             self._save()
 
     def _save(self) -> None:

@@ -52,11 +52,11 @@ def solve(session: Any, witness: str, seed: int) -> None:
             repair(session, turn, seed)
         else:
             release(session, turn, witness)
-        tell_cuts(session, turn)
+        tell_cuts(session)
 
 
-def tell_cuts(session: Any, turn: Any) -> None:
-    """What the last cut cost; the one of this turn is still to come."""
+def tell_cuts(session: Any) -> None:
+    """What the last published cut cost; between turns that of the turn that ends is still to come."""
     for cost in list(session.metrics)[-1:]:
         say("cut", turn=cost.turn, tokens=cost.num_tokens, pause_s=cost.pause_s, exposed_s=cost.exposed_s, durable_s=cost.durable_s)
 
@@ -131,7 +131,7 @@ def one_more_assertion(session: Any, turn: Any, unit: str, function: str, seed: 
     opening = f"\n\ndef test_{function}_again():\n"
     session.kv.append(f"{opening}    assert {function}(").result()
     say("generating", turn=turn.number, bug=unit)
-    text = session.kv.generate(max_tokens=32, stop="\n", temperature=0.0, seed=seed).result().text
+    text = session.kv.generate(max_tokens=32, stop="\n", temperature=0.7, top_p=0.9, seed=seed).result().text
     tests = session.sandbox.read_file(tests_path(unit)).decode()
     line = checked_assertion(f"assert {function}({text}", function, tests)
     if line is not None:
@@ -183,6 +183,7 @@ def run(options: argparse.Namespace, wrap: Callable[[Any], Any]) -> None:
             say("opened", **restored_facts(session.restored))
             solve(session, options.witness, options.seed)
             num_tokens = len(session.kv.tokens)
+        tell_cuts(session)
         say("finished", tokens=num_tokens)
 
 

@@ -23,8 +23,9 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_exactly_the_planted_bugs_fail(tmp_path: Path) -> None:
-    bugs = draw_bugs(3, 12)
+@pytest.mark.parametrize("num_bugs", [12, len(CATALOGUE)])
+def test_exactly_the_planted_bugs_fail(tmp_path: Path, num_bugs: int) -> None:
+    bugs = draw_bugs(3, num_bugs)
     assert build(tmp_path / "project", bugs) > 250
     done = subprocess.run(RUNNER, cwd=tmp_path / "project", env=ENVIRONMENT, capture_output=True, text=True)
     failed = {line.split("::")[0] for line in done.stdout.splitlines() if line.startswith("FAILED ")}

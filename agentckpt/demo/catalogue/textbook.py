@@ -190,7 +190,7 @@ def test_moving_average():
     ),
     unit(
         "is_prime",
-        ("while divisor * divisor <= number:", "while divisor + divisor <= number:"),
+        ("while divisor * divisor <= number:", "while divisor * divisor < number:"),
         '''
 def is_prime(number):
     """Return True if number is a prime number."""
