@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentckpt.errors import ConflictError, IncompatibleError, NotFoundError, StoreError
-from agentckpt.sandbox import Workspace, read_path, walk_tree
+from agentckpt.sandbox import Workspace, capture, linux, read_path, scan, walk_tree
 from agentckpt.sandbox.capture import TreeWriter
 from agentckpt.types import Buffer, Kind, Ref, Sandbox
 
@@ -72,8 +72,14 @@ def test_appending_to_a_large_file_writes_its_end(tmp_path: Path) -> None:
     assert read_path(store, second.ref, "log") == data + b"one more line\n"
 
 
-def test_a_change_within_the_clock_tick_is_seen(tmp_path: Path) -> None:
-    """Same size, same inode, time put back: only the racy rule can know."""
+def test_a_change_within_the_clock_tick_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same size, same inode, same time, as on a kernel whose file times tick every 10 ms: only the racy rule can know."""
+
+    def coarse(found: os.stat_result) -> scan.StatKey:
+        mode, size, mtime_ns, ctime_ns, inode, device = scan.stat_key(found)
+        return (mode, size, mtime_ns - mtime_ns % 10_000_000, ctime_ns - ctime_ns % 10_000_000, inode, device)
+
+    monkeypatch.setattr(capture, "stat_key", coarse)
     workspace, store = Workspace(tmp_path / "w"), MemoryStore()
     previous = None
     for round_ in range(30):
@@ -176,6 +182,18 @@ def test_a_file_that_never_rests_is_named_and_read_again_next_time(tmp_path: Pat
     calm = workspace.capture(store, captured.ref).write()
     assert calm.facts["consistency"] == "quiescent"
     assert read_path(store, calm.ref, "f") == (tmp_path / "w/f").read_bytes()
+
+
+def test_a_file_that_changes_after_it_was_scanned_is_named(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    workspace.write_file("a", b"inline")
+    workspace.write_file("sub/a", b"inline")
+    workspace.write_file("z", b"z" * 1000)
+    settle()
+    for changed in ("a", "sub/a"):
+        captured = workspace.capture(Touching(tmp_path / "w" / changed, 1), None).write()
+        assert captured.facts["unstable"] == [changed]
+        assert captured.facts["consistency"] == "per-file"
 
 
 def test_what_changes_after_the_instant_is_named(tmp_path: Path) -> None:
@@ -312,8 +330,8 @@ def swap_race(base: Path, num_swaps: int) -> tuple[int, set[bytes]]:
     workspace.write_file("d/f", b"inside" * 200)
     os.symlink(outside, base / "w/link")
     program = (
-        "import ctypes, sys\nlibc = ctypes.CDLL(None)\na, b = (p.encode() for p in sys.argv[1:3])\n"
-        "for _ in range(int(sys.argv[3])):\n    assert libc.renameat2(-100, a, -100, b, 2) == 0\n"
+        "import ctypes, sys, time\nlibc = ctypes.CDLL(None)\na, b = (p.encode() for p in sys.argv[1:3])\n"
+        "for _ in range(int(sys.argv[3])):\n    assert libc.renameat2(-100, a, -100, b, 2) == 0\n    time.sleep(0.0002)\n"
     )
     swapper = subprocess.Popen([sys.executable, "-c", program, str(base / "w/d"), str(base / "w/link"), str(num_swaps)])
     captures = 0
@@ -325,6 +343,32 @@ def swap_race(base: Path, num_swaps: int) -> tuple[int, set[bytes]]:
         captures += 1
     assert swapper.returncode == 0
     return captures, set(store.objects.values())
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_link_swapped_in_between_look_and_open_is_not_followed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race at its worst moment, every time."""
+    workspace, store = Workspace(tmp_path / "w"), MemoryStore()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/f").write_bytes(b"SECRET" * 200)
+    workspace.write_file("d/f", b"inside" * 200)
+    victim, link = ("w/d", "outside") if kind == "directory" else ("w/d/f", "outside/f")
+    os.symlink(tmp_path / link, tmp_path / "link")
+    real, swaps = scan.stat_at, 0
+
+    def swapping(fd: int, name: bytes) -> os.stat_result | None:
+        nonlocal swaps
+        found = real(fd, name)
+        if name == os.fsencode(os.path.basename(victim)) and found is not None and not stat.S_ISLNK(found.st_mode) and not swaps:
+            swaps += 1
+            assert linux.exchange(str(tmp_path / victim), str(tmp_path / "link"))
+        return found
+
+    monkeypatch.setattr(capture, "stat_at", swapping)
+    captured = workspace.capture(store, None).write()
+    assert swaps == 1
+    assert captured.facts["consistency"] == "per-file"
+    assert not any(b"SECRET" in data for data in store.objects.values())
 
 
 def test_a_link_swapped_in_is_never_followed(tmp_path: Path) -> None:
