@@ -110,6 +110,10 @@ class Journal:
                 self._snapshot = self._view.copy()
             return self._snapshot
 
+    def is_empty(self) -> bool:
+        """True if no record was seen yet."""
+        return self._last_seq == 0
+
     def pack_lengths(self) -> dict[str, int]:
         """For open packs, what heads say of their durable lengths."""
         return self._view.pack_lengths

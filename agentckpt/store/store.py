@@ -70,6 +70,10 @@ class Store:
             self._catalog = Catalog(io, root, _open_index(io, root, config, mode), self._files, self._journal.pack_lengths)
             self._objects = Objects(io, root, config.store_id, IdKeys(secret), self._catalog, self._files)
             with io_errors(root):
+                if mode == "rw" and self._journal.is_empty():
+                    # Whoever made the store may have died before its names were durable.
+                    io.fsync_dir(root)
+                    io.fsync_dir(os.path.dirname(root) or ".")
                 self._catalog.refresh()
         except BaseException:
             if self._writers is not None:
@@ -94,7 +98,6 @@ class Store:
             create_journal(io, root, config.store_id)
             io.fsync_dir(root)
             write_durable(io, f"{root}/config.tmp", f"{root}/config", [encode_config(config)])
-            io.fsync_dir(os.path.dirname(root) or ".")
         return cls.open(root, io=io)
 
     @classmethod

@@ -236,6 +236,27 @@ def kill(seeds: Sequence[int], *, wrap: Wrap = lambda io: io, every: int = 1, on
                 raise Violation(f"killed before operation {number} {kind}, then {type(error).__name__}: {error}") from error
 
 
+def kill_birth(seeds: Sequence[int], *, wrap: Wrap = lambda io: io) -> int:
+    """A process is killed at each operation of making a store; a second one makes or opens it and writes; then the machine dies."""
+    number = 0
+    while True:
+        number += 1
+        model = PosixModel(number)
+        io = FaultyIO(wrap(model), crash_at=number)
+        try:
+            Store.open("s", create=True, io=io)
+            return number
+        except SimulatedCrash:
+            release_locks(model)
+        truth = Truth()
+        try:
+            birth(wrap(model), truth, "commit")
+            for seed in seeds:
+                truth.look(model.crash(seed), number, seed)
+        except Exception as error:
+            raise Violation(f"killed before operation {number} {io.log[-1]}, then {type(error).__name__}: {error}") from error
+
+
 def survivor(model: PosixModel, truth: Truth, number: int, seeds: Sequence[int], wrap: Wrap, every: int) -> None:
     """The second process: finds the store as the first left it, commits, refers to what it found."""
     book = truth.book

@@ -21,6 +21,7 @@ def test_the_machine_dies_at_every_operation(lab: str) -> None:
 
 def test_a_process_is_killed_at_every_operation_and_then_the_machine_dies() -> None:
     assert store_crash.kill((0, 1, 3), every=8) > 80
+    assert store_crash.kill_birth(range(6)) > 20
 
 
 @pytest.mark.parametrize("lab", store_crash.LABS)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 import store_crash
+import test_faults
 from store_crash import Violation
 
 import agentckpt.store.catalog as catalog_module
@@ -21,6 +22,7 @@ import agentckpt.store.journal as journal_module
 import agentckpt.store.objects as objects_module
 import agentckpt.store.pack as pack_module
 import agentckpt.store.store as store_module
+from agentckpt.errors import AgentckptError
 from agentckpt.store.io import IO, File
 from agentckpt.testing._wrap import WrappedIO
 
@@ -35,7 +37,8 @@ EXPECTED_SITES = {
     "fsync_dir in pack.py seal": 3,
     "fsync_dir in journal.py _flush_once": 1,
     "fsync_dir in journal.py write_durable": 1,
-    "fsync_dir in store.py init": 2,
+    "fsync_dir in store.py init": 1,
+    "fsync_dir in store.py __init__": 2,
 }
 """function and number of places in it"""
 
@@ -76,6 +79,7 @@ class SiteIO(WrappedIO):
 def run_all(wrap: Callable[[IO], IO], seeds: tuple[int, ...] = (0, 2, 3)) -> None:
     """Every laboratory, the quick ones first."""
     store_crash.run("birth", range(20) if seeds else (), wrap=wrap)
+    store_crash.kill_birth(range(4) if seeds else (), wrap=wrap)
     store_crash.kill((0, 3) if seeds else (), wrap=wrap, every=1000)
     store_crash.run("pair", seeds, wrap=wrap)
     store_crash.run("main", seeds, wrap=wrap)
@@ -254,3 +258,55 @@ def test_an_ordering_that_is_turned_round_is_noticed(mutation: Callable[[pytest.
     mutation(monkeypatch)
     with pytest.raises(Violation):
         run_all(lambda io: io)
+
+
+# --- a failed flush is final ---------------------------------------------------------------------------------------------
+
+
+def a_failed_pack_is_synced_again(patch: pytest.MonkeyPatch) -> None:
+    """Linux answers success the second time and the bytes are gone."""
+
+    def stubborn(self: Any) -> None:
+        file, end = self._file, self.length
+        file.fdatasync()
+        self._sync_name()
+        self.synced = end
+
+    patch.setattr(pack_module.PackWriter, "flush", stubborn)
+    patch.setattr(objects_module.Objects, "_drop_writer", lambda self: None)
+
+
+def a_failed_segment_is_synced_again(patch: pytest.MonkeyPatch) -> None:
+    flush_once = journal_module.Journal._flush_once
+
+    def stubborn(self: Any) -> None:
+        with suppress(OSError):
+            self._opened().fdatasync()
+        flush_once(self)
+
+    patch.setattr(journal_module.Journal, "_flush_once", stubborn)
+
+
+def a_new_segment_forgets_what_was_not_durable(patch: pytest.MonkeyPatch) -> None:
+    new_segment = journal_module.Journal._new_segment
+
+    def forgetful(self: Any) -> None:
+        self._undurable, self._synced = [], self._end
+        new_segment(self)
+
+    patch.setattr(journal_module.Journal, "_new_segment", forgetful)
+
+
+FINAL = [
+    (a_failed_pack_is_synced_again, test_faults.test_a_pack_whose_flush_failed_is_never_synced_again),
+    (a_failed_segment_is_synced_again, test_faults.test_a_segment_whose_flush_failed_is_replaced_and_nothing_is_lost),
+    (a_new_segment_forgets_what_was_not_durable, test_faults.test_a_segment_whose_flush_failed_is_replaced_and_nothing_is_lost),
+]
+
+
+@pytest.mark.parametrize(("mutation", "check"), FINAL, ids=lambda f: f.__name__)
+def test_a_failed_flush_that_is_not_final_is_noticed(mutation: Any, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    check()
+    mutation(monkeypatch)
+    with pytest.raises((AssertionError, AgentckptError)):
+        check()
