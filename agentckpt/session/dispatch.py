@@ -23,6 +23,7 @@ from ..ledger import Call, EffectRecord, Match, intent_body, make_call, matched_
 from ..ledger.values import load_value
 from ..types import EffectClass, EffectState, Ref, Value
 from .cut import Cutter
+from .difference import first_difference
 from .live import Difference, Live
 from .steps import Invoke, Job, Ordered, Procedure, Wait
 from .tools import Applied, Effect
@@ -30,7 +31,9 @@ from .values import from_value, to_value
 
 LAZY_CLASSES: frozenset[EffectClass] = frozenset({"read", "sandbox"})
 """Their records are flushed with whatever flushes next."""
-MAX_SHOWN_CHARS = 160
+
+INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+INTERRUPTED = ("Interrupted", "the call was interrupted")
 
 _inside_call: ContextVar[bool] = ContextVar("agentckpt_inside_call", default=False)
 
@@ -167,7 +170,7 @@ class Dispatcher:
         if not left or self._live.on_divergence == "continue":
             return
         recorded = self._load(left[0].args)
-        expected, found = _difference(recorded, call.args)
+        expected, found = first_difference(recorded, call.args)
         raise DivergenceError(
             "the recovered turn asks the model something else", object=f"turn {turn}, call {self._live.num_calls}, {call.tool}",
             expected=expected, found=found, hint='the recorded request was paid for; on_divergence="continue" drops it',
@@ -229,15 +232,19 @@ class Dispatcher:
 
     def _perform(self, plan: Plan) -> Generator[Any, Any, Any]:
         invocation = plan.invocation
-        yield Job(lambda: self._intend(plan))
+        try:
+            yield Job(lambda: self._intend(plan))
+        except INTERRUPTIONS:
+            # The intent stands and the tool was never called: that is known, so it is said.
+            yield Job(lambda: self._conclude_intended(plan))
+            raise
         effect = self._effect(plan)
         try:
             result = yield Invoke(lambda: _guarded(invocation, effect), invocation.is_async)
         except Exception as error:
             raised = error
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-            if invocation.effect_class not in LAZY_CLASSES:
-                yield Job(lambda: self._conclude(plan, "unknown", error=("Interrupted", "the call was interrupted")))
+        except INTERRUPTIONS:
+            yield Job(lambda: self._conclude(plan, "unknown", error=INTERRUPTED))
             raise
         else:
             try:
@@ -337,6 +344,13 @@ class Dispatcher:
                 "the session has a newer owner; the outcome was recorded as late", code="stale-epoch", object=live.name,
                 found=f"epoch {live.log.epoch}",
             )  # fmt: skip
+
+    def _conclude_intended(self, plan: Plan) -> None:
+        with self._live.lock:
+            record = self._live.ledger.get(plan.key)
+        if record is not None and record.state == "intended":
+            lazy = plan.invocation.effect_class in LAZY_CLASSES
+            self._conclude(plan, "raised" if lazy else "failed", error=INTERRUPTED)
 
     def _capture_post(self) -> Ref | None:
         live = self._live
@@ -489,7 +503,7 @@ def _displaced(call: Call, record: EffectRecord, load: Callable[[Value], Value])
     # Said before the call is dispatched: at the end of the turn the second effect would already stand beside the first.
     expected, found = f"{record.tool}", f"{call.tool}"
     if call.tool == record.tool:
-        expected, found = _difference(load(record.args), call.args)
+        expected, found = first_difference(load(record.args), call.args)
     return DivergenceError(
         "the recovered turn calls something else", object=f"turn {call.turn}, call {call.index + 1}", expected=expected, found=found,
         hint="code between calls must be a function of state, results and model output",
@@ -502,18 +516,3 @@ def _post_missing(record: EffectRecord) -> EffectUnknownError:
         code="post-missing", object=record.tool, expected="the sandbox's post-state beside the outcome", found="none",
         hint="bring the sandbox into order by hand, then `agentckpt effects resolve`",
     )  # fmt: skip
-
-
-def _difference(recorded: Any, found: Any) -> tuple[str, str]:
-    """The first top-level field that differs, in words: (recorded, found)."""
-    if not isinstance(recorded, dict) or not isinstance(found, dict):
-        return _shown(recorded), _shown(found)
-    for name in sorted({*recorded, *found}):
-        if recorded.get(name) != found.get(name):
-            return f"{name} = {_shown(recorded.get(name))}", f"{name} = {_shown(found.get(name))}"
-    return _shown(recorded), _shown(found)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS // 2] + " ... " + text[-MAX_SHOWN_CHARS // 2 :]

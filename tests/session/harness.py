@@ -29,6 +29,9 @@ def note(path: str, line: str) -> None:
 
 
 # One process that has imported everything forks the children: real processes, without a second of start-up each.
+# It takes its path from the environment alone: without this, what it is to import is not found, and that silently.
+_TESTS = Path(__file__).resolve().parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS), str(_TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([f"{__package__}.programs"])
 
