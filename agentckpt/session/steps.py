@@ -6,8 +6,10 @@ A step is ``Ordered`` (short, in the order of the calls), ``Job`` (blocking I/O 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +89,14 @@ async def _await(step: Step) -> Any:
     if isinstance(step, Ordered):
         return await step.strand.submit(step.job)
     if isinstance(step, Job):
-        return await submit("quick", step.job)
+        handle = submit("quick", step.job)
+        try:
+            return await handle
+        except asyncio.CancelledError:
+            # What is being written will be: go on only when it is, so that what follows is in order.
+            with suppress(Exception):
+                await handle
+            raise
     if isinstance(step, Wait):
         for handle in step.handles:
             await handle
