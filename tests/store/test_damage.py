@@ -66,7 +66,7 @@ def test_a_pack_cut_at_every_length(tmp_path: Path, sealed: bool) -> None:
         assert read_all(tmp_path / "s", objects) == {ref for ref, end in ends.items() if end <= length}
     pack.write_bytes(whole[: len(whole) // 2])
     with Store.open(tmp_path / "s", mode="ro") as store:
-        assert bool(store.damage()) == sealed, "half of an open pack is a torn tail, half of a sealed one is damage"
+        assert store.damage(), "a head names a length of this pack: what is missing below it was durable"
     with Store.open(tmp_path / "s") as store:
         for data in objects.values():
             store.put("chunk", data)
