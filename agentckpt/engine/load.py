@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ..errors import IncompatibleError, NotFoundError
+from ..errors import ConflictError, IncompatibleError, NotFoundError
 from .config import ModelConfig
 from .gguf_loader import GgufSource, open_gguf
 from .hf_loader import open_hf
-from .identity import DigestCache, model_id, template_id, tokenizer_id
+from .identity import DigestCache, file_key, model_id, template_id, tokenizer_id
 from .model import Model
 from .tokenizer import Tokenizer
 from .weights import SafetensorsSource
@@ -45,7 +45,7 @@ def load_model(name_or_path: str | Path, *, device: str = "cpu", dtype: str = "f
 
     ``dtype`` (float32, bfloat16, float16) is that of the weights in memory and of the products. ``cache`` keeps file digests between calls.
     Raises ``NotFoundError`` (no such model), ``IncompatibleError`` (the engine cannot run it; the message says what is missing),
-    ``CorruptionError`` (a damaged or cut file).
+    ``CorruptionError`` (a damaged or cut file), ``ConflictError`` (somebody writes to it now).
     """
     started = time.perf_counter()
     target, place = _dtype(dtype), _device(device)
@@ -57,10 +57,12 @@ def load_model(name_or_path: str | Path, *, device: str = "cpu", dtype: str = "f
     else:
         config, source, tokenizer = open_gguf(path)
         files, recipe = [path], source.recipe()
-    opened = time.perf_counter()
+    opened, keys = time.perf_counter(), [file_key(file) for file in files]
     identity = model_id(config, files, recipe, cache=cache)
     identified = time.perf_counter()
     model = Model(config, source, device=place, dtype=target)
+    if [file_key(file) for file in files] != keys:
+        raise ConflictError("a weight file changed while it was loaded", code="file-changed", object=str(path), hint="load it again")
     return LoadedModel(
         name=str(name_or_path) if str(name_or_path) in PACKAGED else path.stem if path.is_file() else path.resolve().name,
         config=config,

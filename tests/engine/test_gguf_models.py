@@ -31,6 +31,8 @@ def test_a_converted_model_is_the_same_model(
     ids = original.tokenizer.encode(text)
     assert converted.tokenizer.encode(text) == ids
     assert converted.tokenizer.decode(ids) == original.tokenizer.decode(ids)
+    marked = original.tokenizer.encode("<|start|>a<tool_call>b<|end|>")
+    assert converted.tokenizer.decode(marked, skip_special=True) == original.tokenizer.decode(marked, skip_special=True) == "a<tool_call>b"
     assert converted.config.eos_ids == original.config.eos_ids == (1,)
     expected, found = logits_of(original, [ids])[0], logits_of(converted, [ids])[0]
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)

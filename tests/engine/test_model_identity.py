@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from agentckpt.engine import identity
 from agentckpt.engine.gguf_loader import open_gguf
 from agentckpt.engine.load import LoadedModel, load_model, resolve
+from agentckpt.engine.model import Model
 from agentckpt.errors import ConflictError, CorruptionError, IncompatibleError, NotFoundError
 
 
@@ -96,6 +97,19 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path: Path, monkeyp
         identity.file_digest(path, cache={})
 
 
+def test_weights_that_change_while_they_are_loaded_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = folder / "model.safetensors"
+    from agentckpt.engine import load
+
+    def meddle(*args: object, **options: object) -> object:
+        os.utime(weights, ns=(1, 1))
+        return Model(*args, **options)
+
+    monkeypatch.setattr(load, "Model", meddle)
+    with pytest.raises(ConflictError, match="changed while it was loaded"):
+        load_model(folder)
+
+
 def test_digests_separate_parts_and_purposes() -> None:
     assert identity.digest("x", [b"ab", b"c"]) != identity.digest("x", [b"a", b"bc"])
     assert identity.digest("x", [b"ab"]) != identity.digest("y", [b"ab"])
@@ -166,6 +180,18 @@ def test_a_config_the_engine_cannot_run_is_refused_by_name(
 ) -> None:
     edit(folder / "config.json", **changes)
     with pytest.raises(error, match=says):
+        load_model(folder)
+
+
+def test_every_declared_end_counts(folder: Path) -> None:
+    edit(folder / "generation_config.json", eos_token_id=[7, 5])
+    edit(folder / "config.json", eos_token_id=1)
+    loaded = load_model(folder)
+    assert loaded.config.eos_ids == (1, 5, 7)
+    assert loaded.tokenizer.eos_ids == {1, 5, 7}
+    assert loaded.tokenizer.bos_id == loaded.config.bos_id == 0
+    edit(folder / "generation_config.json", eos_token_id=["x"])
+    with pytest.raises(CorruptionError, match="eos_token_id"):
         load_model(folder)
 
 

@@ -66,13 +66,13 @@ class PlainBpe:
             yield from self.split(text[at:], patterns[1:])
 
     def merge(self, piece: str) -> list[int]:
-        parts = [self.char[byte] for byte in piece.encode()]
+        parts = [self.char[byte] for byte in piece.encode() if self.char[byte] in self.vocab]
         while len(parts) > 1:
             rank, at = min((self.ranks.get((a, b), 1 << 60), i) for i, (a, b) in enumerate(pairwise(parts)))
             if rank == 1 << 60:
                 break
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        return [self.vocab[part] for part in parts if part in self.vocab]
+        return [self.vocab[part] for part in parts]
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -132,6 +132,7 @@ def test_the_bytes_that_smollm2_lacks_are_known(smollm2: LoadedModel, tiny_model
     unused = {0xC0, 0xC1, *range(0xF5, 0x100)}
     assert smollm2.tokenizer.missing_bytes == unused | {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xF1, 0xF2}
     assert smollm2.tokenizer.encode("a\x04b") == smollm2.tokenizer.encode("a") + smollm2.tokenizer.encode("b")
+    assert smollm2.tokenizer.encode("/\x06/") == smollm2.tokenizer.encode("//")
     assert _pair(str(tiny_models["llama"]))[0].missing_bytes == frozenset()
 
 
@@ -176,6 +177,15 @@ def test_the_patterns_split_as_their_models_do() -> None:
         assert tokenizer.encode("1234 12") == PlainBpe(patterns, vocab | digits, merges, ["<none>"]).encode("1234 12")
     assert found["smollm"] == found["qwen2"] == ["1", "2", "3", "4", " ", "1", "2"]
     assert found["llama-bpe"] == ["123", "4", " ", "12"]
+
+
+def test_llama_3_takes_whole_words_of_the_vocabulary_without_merging() -> None:
+    vocab = {char: id for id, char in enumerate(byte_alphabet())} | {"xyz": 256}
+    found = {}
+    for pre in ("smollm", "llama-bpe", "qwen2"):
+        tokenizer = Tokenizer(bpe_spec(pre, vocab, [], [], origin="t"), eos_ids=(), bos_id=None)
+        found[pre] = [len(tokenizer.encode("xyz")), tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")]
+    assert found == {"smollm": [3, False], "llama-bpe": [1, False], "qwen2": [3, True]}
 
 
 def test_a_tokenizer_of_another_kind_is_refused() -> None:
