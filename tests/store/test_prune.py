@@ -80,6 +80,9 @@ def test_a_removed_session_goes_and_the_others_stay(store: Store, path: Path) ->
     store.close()
     reader = Reader(path)
     assert {ref: reader.get(ref) for ref in before} == before
+    gc = [(body["state"], body["packs"]) for kind, body in reader.journal if kind == 14]
+    removed = [pack.pack for pack in report.packs if pack.fate != "keep"]
+    assert gc == [("begin", removed), ("swept", removed)]
     with Store.open(path) as other:
         assert contents(other, manifests(kept)) == before
 
@@ -172,9 +175,12 @@ def test_what_records_refer_to_stays_also_for_forks_of_a_removed_session(store: 
     value, post = store.put("chunk", octets("value", 9000)), put_tree(store, "post", {"made": octets("made", 5000)})
     store.sync()
     effect(store, main, "v1", {"$ref": value}, post)
+    note = store.put("chunk", octets("note", 9000))
+    store.sync()
+    append(store, Draft("annotate", main.sid, {"manifest": main.manifests[0], "values": {"note": {"$ref": note}}}))
     new_session(store, "fork", parent=main)
     remove(store, main)
-    below = closure(store, [value, post])
+    below = closure(store, [value, post, note])
     prune(store)
     assert all(store.has(ref) for ref in below)
     remove(store, Written(octets("sid fork", 16), "fork"))
@@ -271,6 +277,46 @@ def test_a_pack_with_a_damaged_chunk_that_is_needed_stays(store: Store, path: Pa
     assert file.exists(), "evidence is not destroyed"
     assert any("stays" in line for line in report.describe())
     assert verify(store, "data").num_corrupt == 1
+
+
+def test_a_pack_with_a_damaged_frame_stays(store: Store, path: Path) -> None:
+    gone = new_session(store, "gone")
+    checkpoint(store, gone, kv=100)
+    remove(store, gone)
+    store.seal()
+    (name,) = store.packs()
+    file = path / "packs" / name[:2] / name
+    data = bytearray(file.read_bytes())
+    data[-30] ^= 1
+    file.write_bytes(data)
+    store.reindex()
+    report = prune(store)
+    assert [(pack.fate, pack.reason) for pack in report.packs] == [("keep", "it is damaged")]
+    assert file.read_bytes() == data
+
+
+def test_sessions_of_another_tenant_cannot_be_judged(path: Path) -> None:
+    key = {"acme": octets("acme", 32)}
+    with Store.init(path, tenants=key) as store:
+        ours = new_session(store, "ours")
+        checkpoint(store, ours, kv=100)
+        remove(store, ours)
+    with Store.open(path, tenant="acme", tenant_keys=key) as store:
+        sid = octets("sid theirs", 16)
+        body = {"name": "theirs", "tenant": "acme", "lineage": octets("lineage", 16), "parent": None}
+        append(store, Draft("session", sid, body), Draft("owner", sid, {"epoch": 1, "owner": {}}))
+        theirs = Written(sid, "theirs")
+        checkpoint(store, theirs, kv=100)
+        before = contents(store, manifests(theirs))
+    with Store.open(path) as store:
+        packs = store.packs()
+        with pytest.raises(IncompatibleError) as caught:
+            prune(store)
+        assert caught.value.code == "other-tenants"
+        assert store.packs() == packs
+    with Store.open(path, tenant="acme", tenant_keys=key) as store:
+        prune(store)
+        assert contents(store, manifests(theirs)) == before
 
 
 def test_of_two_copies_a_sound_one_is_kept(store: Store, path: Path) -> None:
