@@ -64,9 +64,9 @@ def checked_assertion(text: str, function: str, tests: str) -> str | None:
     line = text.strip()
     try:
         match ast.parse(line).body:
-            case [ast.Assert(test=ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[right]))]:
+            case [ast.Assert(test=ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[right]), msg=None)]:
                 said = [*call.args, right]
-            case [ast.Assert(test=ast.Call() as call) | ast.Assert(test=ast.UnaryOp(op=ast.Not(), operand=ast.Call() as call))]:
+            case [ast.Assert(test=(ast.Call() as call) | ast.UnaryOp(op=ast.Not(), operand=ast.Call() as call), msg=None)]:
                 said = list(call.args)
             case _:
                 return None

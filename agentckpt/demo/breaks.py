@@ -23,12 +23,11 @@ RECORD_HEADER_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """Where a bit was changed: the block of 64 tokens, and the place in the store."""
+    """Where a bit was changed: the block of 64 tokens, and in how many copies (a killed worker may have left one)."""
 
     block: int
     num_blocks: int
-    file: str
-    offset: int
+    num_copies: int
 
 
 def flip_kv_byte(store_path: Path, session_name: str, share: float) -> Flip:
@@ -44,15 +43,23 @@ def flip_kv_byte(store_path: Path, session_name: str, share: float) -> Flip:
     if not references:
         raise NotFoundError("the head has no whole block of KV", object=session_name)
     block = min(int(share * len(references)), len(references) - 1)
-    for path in sorted((store_path / "packs").rglob("*")):
-        if path.is_file() and (offset := _payload_middle(path, references[block][0])) is not None:
-            with path.open("r+b") as pack:
-                pack.seek(offset)
-                old = pack.read(1)[0]
-                pack.seek(offset)
-                pack.write(bytes([old ^ 0x40]))
-            return Flip(block, len(references), str(path.relative_to(store_path)), offset)
-    raise NotFoundError("the KV chunk is in no pack", object=references[block][0].hex()[:14])
+    num_copies = sum(_flip_in(path, references[block][0]) for path in sorted((store_path / "packs").rglob("*")) if path.is_file())
+    if not num_copies:
+        raise NotFoundError("the KV chunk is in no pack", object=references[block][0].hex()[:14])
+    return Flip(block, len(references), num_copies)
+
+
+def _flip_in(path: Path, reference: Ref) -> int:
+    """Flip a bit in the middle of each copy of an object that a pack has (FORMAT.md section 3): how many."""
+    data = path.read_bytes()
+    headers = list(_headers(data, bytes(reference[1:])))
+    with path.open("r+b") as pack:
+        for header in headers:
+            stored_bytes = int.from_bytes(data[header + 44 : header + 48], "little")
+            offset = header + RECORD_HEADER_BYTES + stored_bytes // 2
+            pack.seek(offset)
+            pack.write(bytes([data[offset] ^ 0x40]))
+    return len(headers)
 
 
 def _blocks(store: Store, manifest: bytes) -> list[Sequence[Ref]]:
@@ -62,15 +69,6 @@ def _blocks(store: Store, manifest: bytes) -> list[Sequence[Ref]]:
         return []
     node = found[1]
     return [item.weak for item in MerkleList.open(node.body["blocks"], node.strong, node.weak).items(store) if item.weak]
-
-
-def _payload_middle(path: Path, reference: Ref) -> int | None:
-    """The offset of a byte in the middle of the object's payload, if this pack has it (FORMAT.md section 3)."""
-    data = path.read_bytes()
-    for header in _headers(data, bytes(reference[1:])):
-        stored_bytes = int.from_bytes(data[header + 44 : header + 48], "little")
-        return header + RECORD_HEADER_BYTES + stored_bytes // 2
-    return None
 
 
 def _headers(data: bytes, identity: bytes) -> Iterator[int]:

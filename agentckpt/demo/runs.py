@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ConflictError
+from ..errors import ConflictError, NotFoundError
 from ..testing.witness import Arrival, Witness
 from .breaks import Flip, flip_kv_byte
 from .catalogue import Unit
@@ -132,9 +132,8 @@ def killed(setting: Setting, commentary: Commentary) -> Outcome:
             with _start(setting, place, witness, module=module, on_event=commentary) as worker:
                 kill = carry_out(plan, worker, witness, setting.order)
             _after(setting, worker, outcome, kill)
-            if setting.broken == "kv" and outcome.flip is None and plan.kind == "tool":
-                outcome.flip = flip_kv_byte(place / "store", SESSION, FLIP_SHARE)
-                setting.note(f"  one bit flipped in block {outcome.flip.block} of {outcome.flip.num_blocks} of the stored KV")
+            if setting.broken == "kv" and outcome.flip is None:
+                outcome.flip = _damage(setting, place)
             witness.delay(plan.tool, 0.0)
         with _start(setting, place, witness, module=module, on_event=commentary) as worker:
             outcome.exit_code = worker.expect(0, UNKNOWN)
@@ -142,6 +141,16 @@ def killed(setting: Setting, commentary: Commentary) -> Outcome:
         _after(setting, worker, outcome, None)
         outcome.arrivals = witness.seen()
     return outcome
+
+
+def _damage(setting: Setting, place: Path) -> Flip | None:
+    """Flip a bit of the head's KV; None while it has no whole block."""
+    try:
+        flip = flip_kv_byte(place / "store", SESSION, FLIP_SHARE)
+    except NotFoundError:
+        return None
+    setting.note(f"  one bit flipped in block {flip.block} of {flip.num_blocks} of the stored KV")
+    return flip
 
 
 def _by_hand(setting: Setting, place: Path, witness: Witness, outcome: Outcome, commentary: Commentary) -> None:

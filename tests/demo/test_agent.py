@@ -45,6 +45,8 @@ def test_an_assertion_of_literals_is_taken(line: str) -> None:
         "assert clamp(1, 0, 3) == 1; import os",
         "assert clamp(1, 0, 3) != 1",
         "assert clamp(1, 0, 3) == 1 or True",
+        "assert clamp(1, 0, 3), 'why'",
+        "assert clamp(1, 0, 3) == 1, 'why'",
         "assert (1, 0, 3) == (1, 0, 3)",
         "assert clamp(1, 0",
         "assert clamp(" + "(" * 5000,

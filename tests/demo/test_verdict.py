@@ -89,7 +89,7 @@ def test_damaged_kv_that_was_recomputed_is_clean_and_says_so_in_its_exit_code() 
 
 def effect(tool: str, state: Any) -> EffectRecord:
     return EffectRecord(
-        key="00" * 32, tool=tool, effect_class="irreversible", state=state, sandbox=False, turn=4, occurrence=0, epoch=1,
+        key="00" * 32, tool=tool, effect_class="irreversible", state=state, sandbox=False, turn=4, occurrence=0, index=0, epoch=1,
         args=None, intent_key=None, resources=(),
     )  # fmt: skip
 
