@@ -294,9 +294,10 @@ class Engine:
             logits = self._runner.piece(first.sequence.context, piece.start, piece.num_rows, piece.num_valid, logits=step.logits)
         elif step.logits:
             logits = self._runner.decode([(one.sequence.context, one.sequence.context.computed) for one in step.operations])
-        elif step.branches and isinstance(first, ScoreCandidates):
-            first.step(self._runner)
-            return []
+        else:
+            logits = None
+            if step.branches and isinstance(first, ScoreCandidates):
+                first.step(self._runner)
         return [] if logits is None else self._sample(step, logits)
 
     def _apply(self, step: Step, drawn: list[tuple[int, float]], error: BaseException | None) -> None:
