@@ -111,16 +111,16 @@ class Fields:
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self.bad(key, "an integer")
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
+            raise self.bad(key, "a 64-bit integer")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self.bad(key, "a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1 << 63:
+            raise self.bad(key, "a finite number")
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:

@@ -133,7 +133,7 @@ BAD_VALUES = [
     ({"qwen2.attention.head_count_kv": 3}, "num_kv_heads"),
     ({"qwen2.embedding_length": "64"}, "embedding_length"),
     ({"qwen2.embedding_length": 1 << 31}, "hidden_size"),
-    ({"qwen2.rope.freq_base": float("nan")}, "rope_theta"),
+    ({"qwen2.rope.freq_base": float("nan")}, "freq_base"),
     ({"tokenizer.ggml.eos_token_id": 600}, "eos"),
     ({"tokenizer.ggml.unknown_token_id": 600}, "unknown_token_id"),
     ({"tokenizer.ggml.merges": ["a b c"]}, "merges"),

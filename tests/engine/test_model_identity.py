@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import blake3
@@ -16,7 +18,7 @@ from agentckpt.engine import identity
 from agentckpt.engine.gguf_loader import open_gguf
 from agentckpt.engine.load import LoadedModel, load_model, resolve
 from agentckpt.engine.model import Model
-from agentckpt.errors import ConflictError, CorruptionError, IncompatibleError, NotFoundError
+from agentckpt.errors import AgentckptError, ConflictError, CorruptionError, IncompatibleError, NotFoundError
 
 
 @pytest.fixture
@@ -225,6 +227,40 @@ def test_damaged_directories(folder: Path, tiny_models: dict[str, Path], tmp_pat
     (folder / "config.json").unlink()
     with pytest.raises(NotFoundError, match=r"config\.json"):
         load_model(folder)
+
+
+JUNK = [None, True, -1, 0, 10**400, 1.5, math.nan, math.inf, "", "x", "\ud800", [], [1], ["a"], {}, {"a": 1}, [[]], [{}], [None]]
+
+
+def places(value: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield at
+    steps = list(value)[:30] if isinstance(value, dict) else range(min(len(value), 4)) if isinstance(value, list) else []
+    for step in steps:
+        yield from places(value[step], (*at, step))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_junk_anywhere_in_the_json_files_gives_an_error_of_ours(name: str, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / name
+    shutil.copytree(tiny_models[name], folder)
+    rng = random.Random(name)
+    refused = 0
+    for path in sorted(folder.glob("*.json")):
+        whole = path.read_text()
+        found = [at for at in places(json.loads(whole)) if at]
+        for at in rng.sample(found, min(len(found), 14)):
+            for junk in rng.sample(JUNK, 2):
+                value = inner = json.loads(whole)
+                for step in at[:-1]:
+                    inner = inner[step]
+                inner[at[-1]] = junk
+                path.write_text(json.dumps(value))
+                try:
+                    load_model(folder).tokenizer.encode("a b <|start|>")
+                except AgentckptError:
+                    refused += 1
+        path.write_text(whole)
+    assert refused > 20
 
 
 def test_shards_must_be_the_ones_the_index_names(tiny_models: dict[str, Path], tmp_path: Path) -> None:
