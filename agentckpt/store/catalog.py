@@ -102,12 +102,17 @@ class Catalog:
             self._tails, self._seen, self._damage = {}, {}, {}
             self._look_at(list_packs(self._io, self._root), {})
 
-    def all_places(self, ref: Ref) -> list[Location]:
-        """Every place where footers and open packs show ``ref``: the slow way, past the index."""
-        found: list[Location] = []
+    def all_places(self, ref: Ref) -> list[tuple[Location, bool]]:
+        """Every place where footers and open packs show ``ref``, past the index, and whether it is known to be durable.
+
+        Durable ones come first.
+        """
+        found: list[tuple[Location, bool]] = []
         for name in list_packs(self._io, self._root):
-            found += [at for known, at in self.entries(name) if known == ref]
-        return found
+            scan = self._read(name, 0)
+            found += [(at, True) for known, at in scan.entries if known == ref]
+            found += [(at, False) for known, at in scan.tail if known == ref]
+        return sorted(found, key=lambda row: not row[1])
 
     def entries(self, name: str, *, tail: bool = True) -> list[tuple[Ref, Location]]:
         """The records of one pack, read from the pack itself; with those of an open pack's unsynced tail, or without."""

@@ -1,4 +1,4 @@
-"""Objects in packs: put, get, sync. The store's ``Sink`` and ``Source``.
+"""Objects on their way into packs: put, sync, seal. The store's ``Sink``; ``reading.py`` is the way back.
 
 Invariants:
 1. An object's stored bytes stay in memory from ``put`` until they are durable; until then only this process sees it.
@@ -6,7 +6,6 @@ Invariants:
 3. ``sync`` returns when everything put before the call is durable. Who comes while a flush runs waits for the next,
    and that one serves all who wait (group commit).
 4. A failed pack is left behind; what it held unsynced goes to a new pack at the next attempt.
-5. Nothing is returned whose hash was not compared with its reference.
 
 Locks, in this order: ``_writing`` (the open pack), ``_lock`` (maps in memory). Hashing and compression hold neither.
 """
@@ -14,28 +13,24 @@ Locks, in this order: ``_writing`` (the open pack), ``_lock`` (maps in memory). 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from ..errors import AgentckptError, CapacityError, CorruptionError, NotFoundError
+from ..errors import CapacityError
 from ..types import Buffer, Kind, Ref
 from .catalog import Catalog
 from .failures import io_errors
-from .ids import IdKeys, check_ref, show_ref
+from .ids import IdKeys, check_ref
 from .io import IO
 from .pack import PackFiles, PackMark, PackWriter, Waiting
+from .reading import Reader
 from .record import (
-    CODEC_RAW,
-    HEADER_BYTES,
     MAX_PLAIN_BYTES,
     Location,
     PackHeader,
-    decode_header,
     record_span,
-    refuse_unknown,
     squeeze,
-    unsqueeze,
 )
 
 T = TypeVar("T")
@@ -68,7 +63,7 @@ class Objects:
 
     def __init__(self, io: IO, root: str, store_id: bytes, keys: IdKeys, catalog: Catalog, files: PackFiles) -> None:
         self._io, self._root, self._store_id, self._keys = io, root, store_id, keys
-        self._catalog, self._files = catalog, files
+        self._catalog = catalog
         self._writing, self._lock = threading.RLock(), threading.Lock()
         self._writer_id = io.random(16)
         self._sequence = 0
@@ -82,10 +77,8 @@ class Objects:
         self._recent: dict[Ref, Location] = {}
         """durable, not yet in the index"""
         self._recent_rows: list[tuple[Ref, Location]] = []
-        self._bad: set[Ref] = set()
-        """found damaged: written again by the next ``put``"""
         self._put_ordinal, self._durable_ordinal = 0, 0
-        self._last_look_s = 0.0
+        self.reader = Reader(io, root, keys, catalog, files, self)
         self.stats = ObjectStats()
 
     # --- Sink -------------------------------------------------------------------------------------------------------
@@ -131,10 +124,6 @@ class Objects:
                     self._seal()
             self._index_recent()
 
-    def location(self, ref: Ref) -> Location | None:
-        """Where a durable object, or one in another pack's tail, would be read."""
-        return self._place(ref)
-
     def index_now(self) -> None:
         """Write the batch that waits for the index."""
         with self._writing:
@@ -147,75 +136,28 @@ class Objects:
                 return False
             if ref in self._recent:
                 return True
-        return self._catalog.durable(ref) is not None or (self._look_again() and self._catalog.durable(ref) is not None)
+        return self._catalog.durable(ref) is not None or (self.reader.look_again() and self._catalog.durable(ref) is not None)
 
     # --- Source -----------------------------------------------------------------------------------------------------
-
-    def get(self, ref: Ref, max_bytes: int) -> bytes:
-        """See ``types.Source``."""
-        ref = check_ref(ref)
-
-        def read(at: Location) -> bytes:
-            if at.plain_bytes > max_bytes:
-                raise CorruptionError(
-                    "is longer than it may be",
-                    object=show_ref(ref),
-                    expected=f"at most {max_bytes} bytes",
-                    found=str(at.plain_bytes),
-                    code="too-long",
-                )
-            with self._files.open(at.pack) as file:
-                plain = unsqueeze(file.pread(at.offset + HEADER_BYTES, at.stored_bytes), at.codec, at.plain_bytes)
-            self._verify(ref, plain)
-            return plain
-
-        waiting = self._find_waiting(ref)
-        if waiting is not None:
-            return read_waiting(waiting, ref, max_bytes)
-        return self._read(ref, read)
-
-    def read_into(self, ref: Ref, target: memoryview) -> None:
-        """See ``types.Source``."""
-        ref = check_ref(ref)
-        view = target.cast("B") if target.format != "B" or target.ndim != 1 else target
-
-        def read(at: Location) -> None:
-            if at.plain_bytes != len(view):
-                raise CorruptionError(
-                    "has another length",
-                    object=show_ref(ref),
-                    expected=f"{len(view)} bytes",
-                    found=str(at.plain_bytes),
-                    code="wrong-length",
-                )
-            with self._files.open(at.pack) as file:
-                if at.codec == CODEC_RAW and at.stored_bytes == len(view):
-                    if file.pread_into(at.offset + HEADER_BYTES, view) != len(view):
-                        raise CorruptionError("its pack ends before it", object=show_ref(ref), code="corrupt")
-                else:
-                    view[:] = unsqueeze(file.pread(at.offset + HEADER_BYTES, at.stored_bytes), at.codec, at.plain_bytes)
-            self._verify(ref, view)
-
-        waiting = self._find_waiting(ref)
-        if waiting is None:
-            self._read(ref, read)
-            return
-        plain = read_waiting(waiting, ref, MAX_PLAIN_BYTES)
-        if len(plain) != len(view):
-            raise CorruptionError(
-                "has another length", object=show_ref(ref), expected=f"{len(view)} bytes", found=str(len(plain)), code="wrong-length"
-            )
-        view[:] = plain
 
     def has(self, ref: Ref) -> bool:
         """True if a ``put`` of it would write nothing. Another process's newest objects may be seen 0.05 s late."""
         ref = check_ref(ref)
         if self._is_there(ref):
             return True
-        now = self._io.now()
-        if 0 <= now - self._last_look_s < MISS_INTERVAL_S:
+        if 0 <= self._io.now() - self.reader.last_look_s < MISS_INTERVAL_S:
             return False
-        return self._look_again() and self._is_there(ref)
+        return self.reader.look_again() and self._is_there(ref)
+
+    def waiting(self, ref: Ref) -> Waiting | None:
+        """See ``reading.Memory``."""
+        with self._lock:
+            return self._by_ref.get(ref)
+
+    def recent(self, ref: Ref) -> Location | None:
+        """See ``reading.Memory``."""
+        with self._lock:
+            return self._recent.get(ref)
 
     def close(self) -> None:
         """Sync and seal what this process wrote. Raises as ``sync`` does; the files are closed in any case."""
@@ -235,8 +177,8 @@ class Objects:
     def _is_there(self, ref: Ref) -> bool:
         with self._lock:
             if ref in self._by_ref or ref in self._recent:
-                return ref not in self._bad
-            if ref in self._bad:
+                return ref not in self.reader.damaged
+            if ref in self.reader.damaged:
                 return False
         return self._catalog.durable(ref) is not None
 
@@ -252,7 +194,7 @@ class Objects:
             item = Waiting(self._put_ordinal, ref, codec, len(data), stored)
             self._waiting.append(item)
             self._by_ref[ref] = item
-            self._bad.discard(ref)
+            self.reader.damaged.discard(ref)
             self._waiting_bytes += len(stored)
             self._unwritten_bytes += len(stored)
             self.stats = replace(
@@ -375,105 +317,6 @@ class Objects:
             self._num_written = 0
         self._index_recent()
         writer.close()
-
-    # --- reading ----------------------------------------------------------------------------------------------------
-
-    def _find_waiting(self, ref: Ref) -> Waiting | None:
-        with self._lock:
-            return self._by_ref.get(ref)
-
-    def _read(self, ref: Ref, read: Callable[[Location], T]) -> T:
-        """Try the known place, then what a look at the disk shows, then every copy there is."""
-        with io_errors(f"{self._root}/packs"):
-            for attempt in (1, 2, 3):
-                at = self._known_place(ref)
-                tail = self._catalog.is_tail(ref, at)
-                try:
-                    return read(at)
-                except FileNotFoundError:  # sealed or pruned since
-                    self._files.forget(at.pack)
-                    if attempt < 3:
-                        self._look_again()
-                        continue
-                    failure: AgentckptError = self._absent(ref)
-                except CorruptionError as error:
-                    if error.code in ("too-long", "wrong-length") and self._names(at, ref):
-                        raise
-                    failure = self._absent(ref) if tail else self._explain(ref, at, error)
-                break
-            return self._read_elsewhere(ref, read, at, failure)
-
-    def _read_elsewhere(self, ref: Ref, read: Callable[[Location], T], tried: Location, failure: AgentckptError) -> T:
-        """The place was wrong or damaged: make the index new if it lied, then try all copies."""
-        if not self._names(tried, ref):
-            self._index_recent()
-            self._catalog.rebuild()
-        for at in self._catalog.all_places(ref):
-            if at != tried:
-                try:
-                    found = read(at)
-                except (CorruptionError, FileNotFoundError):
-                    continue
-                self._catalog.added(at.pack, [(ref, at)], 0)
-                return found
-        if isinstance(failure, CorruptionError):
-            with self._lock:
-                self._bad.add(ref)
-        raise failure
-
-    def _known_place(self, ref: Ref) -> Location:
-        at = self._place(ref) or (self._place(ref) if self._look_again() else None)
-        if at is None:
-            raise self._absent(ref)
-        return at
-
-    def _place(self, ref: Ref) -> Location | None:
-        with self._lock:
-            at = self._recent.get(ref)
-        return at or self._catalog.find(ref)
-
-    def _look_again(self) -> bool:
-        self._last_look_s = self._io.now()
-        return self._catalog.refresh()
-
-    def _names(self, at: Location, ref: Ref) -> bool:
-        """True if the record header at this place is that of ``ref``: the index did not lie."""
-        try:
-            with self._files.open(at.pack) as file:
-                header = decode_header(file.pread(at.offset, HEADER_BYTES))
-        except FileNotFoundError:
-            return False
-        return header is not None and header.ref == ref
-
-    def _verify(self, ref: Ref, plain: Buffer) -> None:
-        if not self._keys.matches(ref, plain):
-            raise CorruptionError("its bytes do not match its id", object=show_ref(ref), code="hash-mismatch")
-
-    def _explain(self, ref: Ref, at: Location, error: CorruptionError) -> CorruptionError:
-        """A record that this version must refuse also fails its hash: say so rather than calling it damaged."""
-        with self._files.open(at.pack) as file:
-            header = decode_header(file.pread(at.offset, HEADER_BYTES))
-        if header is not None:
-            refuse_unknown(header, f"{show_ref(ref)} in {at.pack}")
-        return CorruptionError(
-            error.message, object=f"pack {at.pack} at {at.offset}", code=error.code, hint="`agentckpt verify --data` lists what it touches"
-        )
-
-    def _absent(self, ref: Ref) -> NotFoundError:
-        return NotFoundError("is not in the store", object=show_ref(ref), code="no-object")
-
-
-def read_waiting(item: Waiting, ref: Ref, max_bytes: int) -> bytes:
-    """An object that is not durable yet, from memory."""
-    if item.plain_bytes > max_bytes:
-        raise CorruptionError(
-            "is longer than it may be",
-            object=show_ref(ref),
-            expected=f"at most {max_bytes} bytes",
-            found=str(item.plain_bytes),
-            code="too-long",
-        )
-    return unsqueeze(bytes(item.stored), item.codec, item.plain_bytes)
 
 
 def take_fitting(writer: PackWriter, waiting: Sequence[Waiting]) -> list[Waiting]:

@@ -165,12 +165,12 @@ class Store:
     def get(self, ref: Ref, max_bytes: int) -> bytes:
         """The object, verified. ``NotFoundError``, ``CorruptionError`` (damaged, or longer than ``max_bytes``)."""
         self._check()
-        return self._objects.get(ref, max_bytes)
+        return self._objects.reader.get(ref, max_bytes)
 
     def read_into(self, ref: Ref, target: memoryview) -> None:
         """A verified read of exactly ``len(target)`` bytes; after an error ``target`` may hold anything."""
         self._check()
-        self._objects.read_into(ref, target)
+        self._objects.reader.read_into(ref, target)
 
     def has(self, ref: Ref) -> bool:
         """True if a ``put`` of this object would write nothing."""
@@ -272,16 +272,19 @@ class Store:
         with io_errors(self.path):
             return list_packs(self._io, self.path)
 
-    def pack_entries(self, name: str) -> list[tuple[Ref, Location]]:
-        """Every object in one pack, read from the pack itself, in file order. An open pack's unsynced tail is included."""
+    def pack_entries(self, name: str, *, tail: bool = True) -> list[tuple[Ref, Location]]:
+        """Every object in one pack, read from the pack itself, in file order.
+
+        With ``tail`` also the records above an open pack's last commit marker: readable, not known to be durable.
+        """
         self._check()
         with io_errors(self.path):
-            return self._catalog.entries(name)
+            return self._catalog.entries(name, tail=tail)
 
     def location(self, ref: Ref) -> Location | None:
         """Where ``get`` would read this object; None if it is unknown or not yet durable."""
         self._check()
-        return self._objects.location(ref)
+        return self._objects.reader.place(ref)
 
     def damage(self) -> list[Damage]:
         """Damaged places that reading footers and open packs showed so far."""
