@@ -181,36 +181,9 @@ def write_gguf(
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text())
-    spec = json.loads((folder / "tokenizer.json").read_text())
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
     name = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}[config["architectures"][0]]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    tokens = [f"[PAD{id}]" for id in range(config["vocab_size"])]
-    types = [5] * len(tokens)
-    for piece, id in spec["model"]["vocab"].items():
-        tokens[id], types[id] = piece, 1
-    for added in spec["added_tokens"]:
-        tokens[added["id"]], types[added["id"]] = added["content"], 3 if added["special"] else 4
-    metadata: dict[str, object] = {
-        f"{name}.block_count": config["num_hidden_layers"],
-        f"{name}.context_length": config["max_position_embeddings"],
-        f"{name}.embedding_length": config["hidden_size"],
-        f"{name}.feed_forward_length": config["intermediate_size"],
-        f"{name}.attention.head_count": heads,
-        f"{name}.attention.head_count_kv": kv_heads,
-        f"{name}.attention.key_length": config.get("head_dim") or config["hidden_size"] // heads,
-        f"{name}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        f"{name}.rope.freq_base": config["rope_parameters"]["rope_theta"],
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "llama-bpe" if name == "llama" else "qwen2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": [" ".join(pair) for pair in spec["model"]["merges"]],
-        "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 1,
-        "tokenizer.chat_template": settings.get("chat_template") or (folder / "chat_template.jinja").read_text(),
-    }
-    metadata |= overrides
+    metadata = _metadata(folder, config, name) | overrides
     writer = gguf.GGUFWriter(str(target), str(overrides.get("general.architecture", name)))
     for key, value in metadata.items():
         if key == "general.architecture" or value is None:
@@ -238,6 +211,38 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return target
+
+
+def _metadata(folder: Path, config: dict, name: str) -> dict[str, object]:
+    """Tokens that the tokenizer lacks are named and marked as unused, as the conversion does."""
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    tokens = [f"[PAD{id}]" for id in range(config["vocab_size"])]
+    types = [5] * len(tokens)
+    for piece, id in spec["model"]["vocab"].items():
+        tokens[id], types[id] = piece, 1
+    for added in spec["added_tokens"]:
+        tokens[added["id"]], types[added["id"]] = added["content"], 3 if added["special"] else 4
+    heads = config["num_attention_heads"]
+    return {
+        f"{name}.block_count": config["num_hidden_layers"],
+        f"{name}.context_length": config["max_position_embeddings"],
+        f"{name}.embedding_length": config["hidden_size"],
+        f"{name}.feed_forward_length": config["intermediate_size"],
+        f"{name}.attention.head_count": heads,
+        f"{name}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{name}.attention.key_length": config.get("head_dim") or config["hidden_size"] // heads,
+        f"{name}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        f"{name}.rope.freq_base": config["rope_parameters"]["rope_theta"],
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe" if name == "llama" else "qwen2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in spec["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.chat_template": settings.get("chat_template") or (folder / "chat_template.jinja").read_text(),
+    }
 
 
 def _rope_factors(config: dict) -> np.ndarray:
