@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .authority import SpentError, Vault
 from .drafts import intent_body, matched_body, outcome_body, resolve_body
 from .effects import EffectRecord, advance
 from .entries import LedgerEntry
@@ -22,6 +23,8 @@ __all__ = [
     "LedgerEntry",
     "Match",
     "Occurrences",
+    "SpentError",
+    "Vault",
     "action_for",
     "action_of",
     "advance",

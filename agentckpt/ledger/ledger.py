@@ -174,7 +174,9 @@ class Ledger:
         # A mark may name a record that is none of the ledger's (a head): the next record's chain hash proves it.
         previous = entry.body.get("prev")
         if isinstance(previous, bytes):
-            self._known[depth].setdefault(entry.sseq - 1, previous)
+            known = self._known[depth].setdefault(entry.sseq - 1, previous)
+            if known != previous and entry.sseq > 1:
+                _corrupt("ledger-mismatch", f"journal entry {entry.sseq}", f"the chain hash {known.hex()[:12]}", previous.hex()[:12])
 
     def _folded(self, position: Position, entry: LedgerEntry) -> EffectRecord:
         if entry.kind == "intent":

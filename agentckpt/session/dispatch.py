@@ -298,7 +298,7 @@ class Dispatcher:
     def _succeed(self, plan: Plan, result: Any) -> Any:
         """Record the outcome; the decoded value."""
         try:
-            value = to_value(result)
+            value = self._recorded(plan, result)
             packed = self._live.log.pack(value)
         except Exception as error:
             # The effect happened, only its result cannot be kept: that is no failure of the effect.
@@ -308,6 +308,12 @@ class Dispatcher:
             raise
         self._conclude(plan, "committed", value=packed)
         return from_value(value)
+
+    def _recorded(self, plan: Plan, result: Any) -> Value:
+        """What may stand in the record: the result, or the handle of a secret."""
+        if plan.invocation.effect_class == "authority":
+            return self._live.vault.keep(plan.key.hex(), plan.invocation.tool, result)
+        return to_value(result)
 
     def _fail(self, plan: Plan, error: Exception) -> Exception:
         """Record what was raised; what the caller gets."""
@@ -421,7 +427,7 @@ class Dispatcher:
             yield Job(lambda: self._resolve(plan, "verified-not", None))
             plan.match = replace(plan.match, action="run", record=self._live.ledger.get(plan.key))
             return (yield from self._dispatch(plan, begun))
-        value = to_value(answer.value) if isinstance(answer, Applied) else None
+        value = self._recorded(plan, answer.value) if isinstance(answer, Applied) else None
         yield Job(lambda: self._resolve(plan, "verified-applied", value))
         resolved = self._live.ledger.get(plan.key) or record
         if plan.invocation.sandbox and resolved.post is None:

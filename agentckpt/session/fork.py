@@ -250,6 +250,7 @@ def take_over(parent: Live, parent_cutter: Cutter, branch: Live, branch_cutter: 
         branch.kv[name].replace(sequence.replace(branch.kv[name].inner))
     if parent.state is not None and branch.state is not None:
         parent.state.exchange(branch.state)
+    parent.vault.take_over(branch.vault)
     parent.nonce = branch.nonce
     return Promotion(drafts, (branch.head.manifest,) if branch.head is not None else ())
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..handles import Handle
-from ..ledger import EffectRecord, Ledger, Occurrences
+from ..ledger import EffectRecord, Ledger, Occurrences, Vault
 from ..store import Store
 from ..types import EffectClass, Ref, Sandbox, Value
 from .executor import Strand
@@ -149,6 +149,7 @@ class Live:
     """effect classes that a branch may dispatch; None: all"""
     restored: RestoreReport | None = None
     occurrences: Occurrences = field(default_factory=Occurrences)
+    vault: Vault = field(default_factory=Vault)
     in_flight: InFlight = field(default_factory=InFlight)
     turnstile: Turnstile = field(default_factory=Turnstile)
     strand: Strand = field(default_factory=lambda: Strand("quick"))

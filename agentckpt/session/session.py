@@ -239,6 +239,12 @@ class Session:
         with live.lock:
             return live.ledger.effects
 
+    def reveal(self, handle: Mapping[str, Any]) -> Any:
+        """The secret behind what a tool of class ``authority`` returned. It is in no record and no checkpoint: a restored session or
+        a branch gets ``ConflictError`` (code ``authority-spent``; inside a tool that means *not applied*) and asks for a new grant.
+        """
+        return self._live.vault.reveal(handle)
+
     # ---- work ----------------------------------------------------------------------------------------------------
 
     def turns(self, until: Callable[[], Any] | None = None) -> Turns:

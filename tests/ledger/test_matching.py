@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -492,6 +493,16 @@ def test_entries_out_of_order_are_corruption() -> None:
     with pytest.raises(CorruptionError) as raised:
         Ledger(sid=journal.sid, entries=[journal.entries[1], journal.entries[0]])
     assert raised.value.code in ("ledger-order", "ledger-transition")
+
+
+def test_a_broken_chain_is_corruption() -> None:
+    journal = Journal()
+    done(journal)
+    entry = journal.entries[1]
+    journal.entries[1] = dataclasses.replace(entry, body={**entry.body, "prev": b"x" * 32})
+    with pytest.raises(CorruptionError) as raised:
+        journal.ledger()
+    assert raised.value.code == "ledger-mismatch"
 
 
 def test_effects_after_a_mark_and_open_effects() -> None:

@@ -584,6 +584,17 @@ def test_hostile_states_are_corruption(node: Node) -> None:
         StatePart(Holder).prepare(store, ref)
 
 
+def test_a_few_nodes_cannot_claim_more_items_than_memory_holds() -> None:
+    store = Memory()
+    ref = put_node(store, Node("list", (), (), {"l": 0, "e": list(range(16))}))
+    for level in range(1, 7):
+        ref = put_node(store, Node("list", (ref,) * 16, (), {"l": level}))
+    root = {"n": 16**7, "e": [], "k": [0] * 6 + [1], "s": 0, "w": 0}
+    bomb = put_node(store, Node("state", (ref,), (), {"v": 1, "value": {"a": ListSlot(0)}, "order": [], "lists": [root]}))
+    with pytest.raises(CorruptionError, match="at most 16777216 items"):
+        StatePart(Holder).prepare(store, bomb)
+
+
 def test_a_newer_state_is_incompatible() -> None:
     store = Memory()
     ref = put_node(store, Node("state", (), (), {"v": 2, "anything": 1}))
