@@ -196,13 +196,16 @@ def _to_drop(walker: Walker, view: View, reached: Reached, policy: Policy) -> li
 
 
 def _sort_packs(store: Store, live: set[Ref]) -> list[_Pack]:
-    """What lives in each pack. Of an object's copies one is kept: a sealed one if it verifies."""
-    packs: list[_Pack] = []
+    """What lives in each pack. Of an object's copies one is kept: a durable one if it verifies, best in a sealed pack.
+
+    Records above the last commit marker of a dead writer come last: a power cut may still take them.
+    """
+    packs = [_Pack(name, _size(store, name)) for name in sorted(store.packs(), key=lambda name: (name.endswith(".open"), name))]
+    durable = [(pack, store.pack_entries(pack.name, tail=False)) for pack in packs]
+    tails = [(pack, store.pack_entries(pack.name)[len(rows) :]) for pack, rows in durable if pack.name.endswith(".open")]
     claimed: dict[Ref, tuple[_Pack, Location]] = {}
-    for name in sorted(store.packs(), key=lambda name: (name.endswith(".open"), name)):
-        pack = _Pack(name, _size(store, name))
-        packs.append(pack)
-        for ref, at in store.pack_entries(name):
+    for pack, rows in [*durable, *tails]:
+        for ref, at in rows:
             superfluous = ref in claimed and _sound(store, ref, claimed[ref][1])
             if ref not in live or superfluous:
                 pack.num_dead += 1

@@ -6,9 +6,18 @@ operation that changes something. ``test_mutations.py`` shows that these tests n
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import store_crash
+import worlds
 from store_crash import QUICK_SEEDS, Violation
+
+from agentckpt.store import Store
+from agentckpt.store.ids import make_ref
+from agentckpt.store.prune import prune
+from agentckpt.testing.faults import Fault, FaultyIO, SimulatedCrash
+from agentckpt.testing.posix_model import ALL_LOST, PosixModel
 
 LONG_SEEDS = tuple(range(60))
 
@@ -48,3 +57,25 @@ def test_the_machine_dies_at_every_operation_in_many_ways(lab: str) -> None:
 @pytest.mark.slow
 def test_a_process_is_killed_and_the_machine_dies_at_every_pair_of_operations() -> None:
     store_crash.kill(LONG_SEEDS[:12], every=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_prune_keeps_the_durable_one_of_two_copies(seed: int) -> None:
+    """A dead writer's pack ends in un-synced records, which a later writer wrote again: only the later copies are durable."""
+    model = PosixModel(seed)
+    with Store.init("s", io=model) as store:
+        session = worlds.new_session(store, "main")
+    victim = FaultyIO(model, [Fault("fdatasync", "crash", path="*.open")])
+    with suppress(SimulatedCrash):
+        store = Store.open("s", io=victim)
+        worlds.checkpoint(store, session, kv=130, files={"a": bytes(3000)})
+    store_crash.release_locks(model)
+    assert victim.crashed
+    worlds.checkpoint(Store.open("s", io=model), session, kv=130, files={"a": bytes(3000)})
+    store_crash.release_locks(model)
+    with Store.open("s", io=model) as store:
+        needed = {ref: store.get(ref, 1 << 24) for ref in worlds.closure(store, [make_ref("manifest", session.manifests[-1])])}
+        assert len(needed) > 5
+        prune(store, max_unused=0.0)
+    with Store.open("s", io=model.crash(ALL_LOST)) as store:
+        assert {ref: store.get(ref, 1 << 24) for ref in needed} == needed
