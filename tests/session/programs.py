@@ -12,8 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch  # here, so that the process that forks the children imports it once
+from kv.support import tiny_model
+
 import agentckpt
 from agentckpt import Session
+from agentckpt.engine import Engine
 from agentckpt.session import Applied
 
 from .harness import note
@@ -129,7 +133,7 @@ def cell(name: str) -> None:
                 else:
                     result = turn.call(TOOLS[name])
                 session.state.seen.append(result)
-                event(f"value {result}")
+                event("value " + json.dumps(result))
                 hold("returned")
             session.state.step += 1
         event("result " + json.dumps(session.state.seen))
@@ -146,15 +150,26 @@ def publish(text: str, effect: agentckpt.Effect) -> str:
     return text.upper()
 
 
-def loop(num_turns: str) -> None:
-    """Tokens, commands, reads and keyed effects; the end is the same however often it is killed."""
+def toy_loop(num_turns: str) -> None:
+    loop(ToyEngine(), int(num_turns))
+
+
+def engine_loop(num_turns: str) -> None:
+    """The same on the included engine with a tiny random model: sampled, in float32, KV in bf16."""
+    torch.set_num_threads(1)
+    with Engine(tiny_model(), num_blocks=256) as engine:
+        loop(engine, int(num_turns))
+
+
+def loop(engine: Any, num_turns: int) -> None:
+    """Tokens, commands and keyed effects; the end is the same however often it is killed."""
     workspace = FOLDER / "workspace"
-    with Session.open(FOLDER / "store", "agent", kv=ToyEngine(), sandbox=workspace, state=Agent) as session:
+    with Session.open(FOLDER / "store", "agent", kv=engine, sandbox=workspace, state=Agent) as session:
         event("opened")
-        for turn in session.turns(until=lambda: session.state.step == int(num_turns)):
+        for turn in session.turns(until=lambda: session.state.step == num_turns):
             session.kv.append(f"turn {turn.number}: ")
-            made = session.kv.generate(max_tokens=6, seed=7).result()
-            done = turn.call(session.sandbox.run, f"echo {made.text} >> log; wc -l < log")
+            made = session.kv.generate(max_tokens=6, seed=7, temperature=1.0).result()
+            done = turn.call(session.sandbox.run, ["sh", "-c", "echo $1 >> log; wc -l < log", "sh", repr(made.ids)])
             session.kv.append(done.stdout)
             if turn.number % 3 == 0:
                 session.kv.truncate(len(session.kv.tokens) - 2)
@@ -162,11 +177,11 @@ def loop(num_turns: str) -> None:
             session.state.seen.append([made.text, done.stdout, answer])
             session.state.step += 1
             event(f"end of turn {turn.number}")
-        tokens = bytes(session.kv.tokens).decode("latin-1")
+        tokens = list(session.kv.tokens)
         event("final " + json.dumps([tokens, session.state.seen, (workspace / "log").read_text()]))
 
 
-PROGRAMS: dict[str, Callable[..., None]] = {"cell": cell, "loop": loop}
+PROGRAMS: dict[str, Callable[..., None]] = {"cell": cell, "toy": toy_loop, "engine": engine_loop}
 
 
 def main(program: str, folder: str, args: Sequence[str]) -> int:

@@ -540,6 +540,7 @@ def test_results_have_attributes() -> None:
     assert result["items"] == 3
     with pytest.raises(AttributeError, match="no field 'nothing'; it has"):
         _ = result.nothing
+    assert str(result) == str({"items": 3, "lines": [{"n": 1}], "exit_code": 0})
     assert to_value(result) == {"exit_code": 0, "lines": [{"n": 1}], "items": 3}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ class Cell:
         self.tool, self.folder, self.witness = tool, folder, witness
         (folder / "workspace").mkdir()
         (folder / "witness").write_text(witness.url)
-        self.value: str | None = None
+        self.value: Any = None
         self.num_different = 0
         self.before = witness.num_requests(tool)
 
@@ -43,17 +44,17 @@ class Cell:
         child = Child("cell", self.folder, self.tool)
         child.wait_line(point)
         child.kill()
-        self.value = next((line.removeprefix("value ") for line in child.lines() if line.startswith("value ")), None)
+        self.value = next((json.loads(line.removeprefix("value ")) for line in child.lines() if line.startswith("value ")), None)
         (self.folder / "stop-at").unlink()
         (self.folder / "events").unlink()
 
-    def finishes(self) -> str:
+    def finishes(self) -> Any:
         """Runs to the end without asking the model again for the killed turn; the call's result."""
         child = run("cell", self.folder, self.tool)
         lines = dict(line.split(" ", 1) for line in child.lines() if " " in line)
         assert int(lines["sampled"]) == TURN_2_TOKENS
         self.num_different = int(lines["different"])
-        return str(json.loads(lines["result"])[0])
+        return json.loads(lines["result"])[0]
 
     def stops(self) -> None:
         """Ends with the exit code of an unknown outcome, however often: it does not decay."""
@@ -75,6 +76,8 @@ def test_finished_gives_the_record(cell: Cell) -> None:
     assert cell.value is not None
     assert cell.finishes() == cell.value
     assert cell.num_requests == 1
+    # What an authority granted is a handle in the record, never the grant itself.
+    assert ("seen by the witness" in str(cell.value)) == (cell.tool != "authority")
 
 
 @pytest.mark.parametrize("cell", ["sandbox"], indirect=True)
