@@ -24,7 +24,7 @@ class Agent:
         """edits of the present unit, the likeliest first"""
         self.num_tried = 0
         self.closed = AppendList()
-        """one map a closed bug: unit, candidates, tries, edit, and the assertion that was kept or None"""
+        """one map a closed bug: unit, candidates, tries, edit, digest of the ranking, and the assertion that was kept or None"""
         self.deployed: list[str] = []
 
     @property

@@ -36,7 +36,8 @@ class Account:
     tokens: tuple[int, ...]
     files: Mapping[str, str]
     """path -> kind, mode and digest"""
-    closed: Sequence[Mapping[str, Any]]
+    state: Mapping[str, Any]
+    """with the tries and a digest of the ranking of every bug"""
     deploys: tuple[EffectRecord, ...]
     turns: tuple[TurnRow, ...]
 
@@ -55,7 +56,7 @@ def account(path: Path, session_name: str) -> Account:
             turn=checkpoint.turn,
             tokens=tuple(tokens_of(store, checkpoint)),
             files=files_of(store, checkpoint),
-            closed=state_value(store, checkpoint)["closed"],
+            state=_plain_state(store, checkpoint),
             deploys=deploys,
             turns=tuple(_turn_row(head) for head in session.heads),
         )
@@ -67,6 +68,11 @@ def _last_before(store: Store, session: SessionView, turn: int) -> Checkpoint:
         if checkpoint.turn < turn:
             return checkpoint
     raise NotFoundError("no cut before the deploys", object=session.name)
+
+
+def _plain_state(store: Store, checkpoint: Checkpoint) -> dict[str, Any]:
+    state = state_value(store, checkpoint)
+    return {**state, "closed": [dict(bug) for bug in state["closed"]]}
 
 
 def tokens_of(store: Store, checkpoint: Checkpoint) -> list[int]:

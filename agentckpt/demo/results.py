@@ -116,6 +116,7 @@ class DemoResult:
     killed: tuple[Kill, ...]
     tokens_identical: bool
     files_identical: bool
+    state_identical: bool
     num_tokens: int
     num_files: int
     witness: WitnessCount

@@ -34,10 +34,11 @@ def assemble(
         killed=tuple(outcome.kills),
         tokens_identical=bool(reference.tokens) and killed.tokens == reference.tokens,
         files_identical=bool(reference.files) and killed.files == reference.files,
+        state_identical=killed.state == reference.state,
         num_tokens=len(killed.tokens),
         num_files=sum(1 for entry in killed.files.values() if entry.startswith("f ")),
         witness=counted,
-        bugs=bug_rows(killed.closed, census),
+        bugs=bug_rows(killed.state["closed"], census),
         resumes=tuple(outcome.resumes),
         resume_parts=probed.facts["parts"],
         restore_s=probed.facts["restore_s"],
@@ -74,6 +75,8 @@ def _wrong_with_twins(result: DemoResult) -> list[str]:
         wrong.append("the tokens differ from those of the undisturbed twin")
     if not result.files_identical:
         wrong.append("the files differ from those of the undisturbed twin")
+    if not result.state_identical:
+        wrong.append("the state (rankings, tries) differs from that of the undisturbed twin")
     if result.broken == "kv" and not result.num_recomputed:
         wrong.append("a bit of stored KV was flipped and nothing was recomputed")
     if result.broken != "kv" and result.num_recomputed:
@@ -107,7 +110,7 @@ def _in_words(result: DemoResult) -> str:
     seen = result.witness
     facts = [
         f"{len(result.killed)} kills",
-        f"{result.num_tokens} tokens and {result.num_files} files equal to those of the undisturbed twin",
+        f"{result.num_tokens} tokens, {result.num_files} files and the state equal to those of the undisturbed twin",
         f"{seen.arrived} of {seen.expected} deploys arrived, {seen.duplicated} twice, {seen.lost} lost, {seen.unknown} unknown",
         f"{result.num_recomputed} tokens recomputed",
     ]

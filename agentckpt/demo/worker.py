@@ -5,7 +5,7 @@
 A turn is one round on one bug. The model reads the tests, is told that they pass, and its own log-probabilities rank
 every single edit of the module; the best three are tried side by side in forks of the agent, and the test runner
 decides. The winner is promoted. If none passes, what the forks appended is gone with them and the next turn goes on
-down the list. After a fix the model writes one more assertion; it stays only if the test runner agrees.
+down the list. After a fix the model writes one more assertion; it goes into the tests only if the test runner agrees.
 
 Everything between the calls is a function of the state, of results and of what the model said, so a killed turn can run
 again. What it says on standard output is for whoever watches; nothing waits for it.
@@ -119,28 +119,32 @@ def close(session: Any, turn: Any, unit: str, edits: Sequence[Edit], winner: int
     agent = session.state
     tries = agent.num_tried + winner + 1
     edit = edits[agent.order[tries - 1]]
+    ranking = hashlib.sha256(repr(agent.order).encode()).hexdigest()[:16]
     assertion = one_more_assertion(session, turn, unit, function_at(edit.text, edit.line), seed)
-    agent.closed.append({"bug": unit, "candidates": len(edits), "tries": tries, "edit": str(edit), "assertion": assertion})
+    agent.closed.append(
+        {"bug": unit, "candidates": len(edits), "tries": tries, "edit": str(edit), "ranking": ranking, "assertion": assertion}
+    )  # fmt: skip
     agent.failing, agent.order, agent.num_tried = agent.failing[1:], [], 0
     say("closed", turn=turn.number, tokens=len(session.kv.tokens), **agent.closed[-1])
 
 
 def one_more_assertion(session: Any, turn: Any, unit: str, function: str, seed: int) -> str | None:
-    """Let the model write one line; keep it, in the tests and in the context, if it is new and the runner agrees."""
-    length = len(session.kv.tokens)
+    """Let the model write one line; it goes into the tests if it is new and the runner agrees. The context keeps what became of it."""
     opening = f"\n\ndef test_{function}_again():\n"
     session.kv.append(f"{opening}    assert {function}(").result()
     say("generating", turn=turn.number, bug=unit)
     text = session.kv.generate(max_tokens=32, stop="\n", temperature=0.7, top_p=0.9, seed=seed).result().text
     tests = session.sandbox.read_file(tests_path(unit)).decode()
     line = checked_assertion(f"assert {function}({text}", function, tests)
+    verdict = "not tried" if line is None else "fails"
     if line is not None:
         session.sandbox.write_file(tests_path(unit), f"{tests}\n{opening}    {line}\n")
         if turn.call(session.sandbox.run, command=RUN_TESTS + tests_path(unit)).exit_code == 0:
-            return line
-        session.sandbox.write_file(tests_path(unit), tests)
-    session.kv.truncate(length)
-    return None
+            verdict = "passes"
+        else:
+            session.sandbox.write_file(tests_path(unit), tests)
+    session.kv.append(f"    # {verdict}\n\n\n").result()
+    return line if verdict == "passes" else None
 
 
 def release(session: Any, turn: Any, witness: str) -> None:

@@ -30,6 +30,7 @@ GOOD = DemoResult(
     killed=(Kill("model", "while the model scored edits (clamp)", True, 2, 4.0, 0.1), Kill("window", WINDOW, True, 4, 6.0, 0.0)),
     tokens_identical=True,
     files_identical=True,
+    state_identical=True,
     num_tokens=400,
     num_files=295,
     witness=replace(CLEAN, unknown=1),
@@ -63,6 +64,7 @@ def test_a_run_without_fault_is_clean() -> None:
     [
         ({"tokens_identical": False}, "tokens differ"),
         ({"files_identical": False}, "files differ"),
+        ({"state_identical": False}, "rankings, tries) differs"),
         ({"num_recomputed": 5}, "5 tokens were recomputed"),
         ({"broken": "kv"}, "nothing was recomputed"),
         ({"witness": replace(CLEAN, unknown=1, expected=2)}, "2 deploys were intended"),
