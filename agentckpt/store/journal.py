@@ -27,10 +27,10 @@ from .io import IO, File
 from .segment import (
     CRITICAL,
     MAX_BODY_BYTES,
+    MORE,
     SEGMENT_HEADER_BYTES,
     RawRecord,
     SegmentHeader,
-    decode_record,
     decode_segment_header,
     encode_record,
     encode_segment_header,
@@ -73,9 +73,9 @@ class Journal:
     # --- what the store calls ---------------------------------------------------------------------------------------
 
     def append(self, build: Build, *, durable: bool = True) -> list[Entry]:
-        """Let ``build`` see the newest state and append its drafts, in order, one after the other.
+        """Let ``build`` see the newest state and append its drafts, in order; a crash keeps all of them or none.
 
-        What ``build`` is given is live: valid until it returns. A crash may keep only the first few of several drafts.
+        What ``build`` is given is live: valid until it returns.
         Raises what ``build`` raises and ``ConflictError`` (then nothing was written), ``StoreError``, ``CapacityError``.
         """
         with self._mutex:
@@ -154,12 +154,13 @@ class Journal:
         """Check each draft against the view with those before it applied, and give it its numbers."""
         entries: list[Entry] = []
         raw: list[RawRecord] = []
-        for draft in drafts:
+        for number, draft in enumerate(drafts, start=1):
             entry, body = self._number_draft(draft)
             check(self._view, draft)
             apply(self._view, entry, changes)
             entries.append(entry)
-            raw.append(RawRecord(entry.seq, KIND_NUMBER[entry.kind], 0 if entry.kind in NOT_CRITICAL else CRITICAL, 0, body, 0, 0))
+            flags = (0 if entry.kind in NOT_CRITICAL else CRITICAL) | (MORE if number < len(drafts) else 0)
+            raw.append(RawRecord(entry.seq, KIND_NUMBER[entry.kind], flags, 0, body, 0, 0))
         return entries, raw
 
     def _number_draft(self, draft: Draft) -> tuple[Entry, bytes]:
@@ -190,7 +191,7 @@ class Journal:
             file.pwritev(self._end, data)
         except BaseException:
             # Whatever reached the file is made void at once by a segment that names the length before it. If that fails
-            # too, records that were written whole will count: the caller cannot know, and is told an error.
+            # too, an append that was written whole will count: the caller cannot know, and is told an error.
             self._failed = True
             with suppress(OSError):
                 self._new_segment()
@@ -392,7 +393,7 @@ class Journal:
     def _refuse_damage(self, file: File, at: int, size: int) -> None:
         proof = proof_of_damage(file, at, size, self._last_seq)
         # Read the place again: it may have been written since, by a process that then wrote the proof.
-        if proof is not None and decode_record(file, at, file.size()) is None:
+        if proof is not None and next(records(file, at, file.size()), None) is None:
             raise CorruptionError(
                 "a durable record is damaged", object=f"{file.path} at {at}", expected=f"record {self._last_seq + 1}",
                 found=f"invalid bytes before record {proof.seq}", code="journal-damaged",

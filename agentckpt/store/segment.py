@@ -3,6 +3,7 @@
 Invariants:
 1. A record is used only if its check fits and its length is within the limit.
 2. An invalid place is a torn tail, unless a later valid record proves that the bytes there were durable.
+3. The records of one append count together or not at all: all but the last have ``MORE``, and without the last none is used.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ SEGMENT_HEADER_BYTES: Final = 64
 RECORD_HEADER_BYTES: Final = 48
 MAX_BODY_BYTES: Final = 1 << 20
 CRITICAL: Final = 1
+MORE: Final = 2
+"""flag: the next record belongs to the same append"""
 _SEGMENT: Final = struct.Struct("<8sHHI16sQQQ")
 _RECORD: Final = struct.Struct("<4sBBBBIIQQ")
 _WINDOW_BYTES: Final = 256 << 10
@@ -103,15 +106,19 @@ def decode_record(file: File, at: int, size: int, window: bytes = b"", window_at
 
 
 def records(file: File, begin: int, size: int) -> Iterator[RawRecord]:
-    """The valid records from ``begin`` on; ends at the first invalid place."""
+    """The valid records of whole appends from ``begin`` on; ends at the first append that is not whole."""
     window, window_at = b"", 0
+    waiting: list[RawRecord] = []
     while True:
         if begin + RECORD_HEADER_BYTES > window_at + len(window) and begin < size:
             window, window_at = file.pread(begin, min(_WINDOW_BYTES, size - begin)), begin
         record = decode_record(file, begin, size, window, window_at)
         if record is None:
             return
-        yield record
+        waiting.append(record)
+        if not record.flags & MORE:
+            yield from waiting
+            waiting = []
         begin = record.end
 
 

@@ -1,7 +1,5 @@
 """A second reader of a store, from FORMAT.md alone, in under 100 lines of code. Raises ValueError, KeyError or ZstdError."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from struct import unpack, unpack_from
 
@@ -49,20 +47,21 @@ class Reader:
             self._pack(file, file.read_bytes())
 
     def _segment(self, data, seq, valid_length):
-        at, stop = 64, len(data) if valid_length is None else valid_length
-        while at < stop and (found := self._record(data, at)) is not None:
-            (kind, critical, number, _, at), body, seq = *found, seq + 1
-            need(number == seq - 1 and (kind <= 14 or not critical), "a gap in the journal, or an unknown critical record")
-            self._apply(NAMES.get(kind, kind), body)
+        at, stop, waiting, place = 64, len(data) if valid_length is None else valid_length, [], 64
+        while place < stop and (found := self._record(data, place)) is not None:
+            (kind, flags, number, _, place), body, seq = *found, seq + 1
+            need(number == seq - 1 and (kind <= 14 or not flags & 1), "a gap in the journal, or an unknown critical record")
+            waiting.append((NAMES.get(kind, kind), body))
+            at, waiting = (at, waiting) if flags & 2 else (place, [self._apply(*each) for each in waiting] and [])
         need(valid_length in (None, at), "a segment ends before the length that its successor names")
-        later = [self._record(data[:stop], p) for p in range(at, stop, 16) if data[p : p + 4] == b"\x89AKJ"]
+        later = (self._record(data[:stop], p) for p in range(at, stop, 16) if data[p : p + 4] == b"\x89AKJ")
         need(all(found is None or found[0][3] <= at for found in later), "damage in the journal")
 
     def _record(self, data, at):
-        magic, version, kind, flags, _, length, _, seq, synced = unpack_from("<4sBBBBIIQQ", data[at : at + 32].ljust(32, b"\0"))
-        head, check, body = data[at : at + 32], data[at + 32 : at + 48], data[at + 48 : at + 48 + length]
-        good = (magic, version) == (b"\x89AKJ", 1) and len(body) == length <= 1 << 20 and digest(head + body, 16) == check
-        return ((kind, flags & 1, seq, synced, at + 48 + length + -length % 16), cbor(body)) if good else None
+        magic, version, kind, flags, _, length, _, seq, synced = unpack_from("<4sBBBBIIQQ", head := data[at : at + 32].ljust(32, b"\0"))
+        check, body = data[at + 32 : at + 48], data[at + 48 : at + 48 + length]
+        good = (magic, version) == (b"\x89AKJ", 1) and length <= 1 << 20 and len(data) >= (end := at + 48 + length + -length % 16) and digest(head + body, 16) == check
+        return ((kind, flags, seq, synced, end), cbor(body)) if good else None
 
     def _apply(self, kind, body):
         self.journal.append((kind, body))

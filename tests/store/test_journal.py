@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from independent_reader import Reader
 from store_drive import ZERO16, Book, commit, head_draft, put_checkpoint, session_draft
 
 import agentckpt.store.journal as journal_module
@@ -62,15 +63,19 @@ def test_a_session_from_its_first_record_to_its_tombstone(store: Store) -> None:
     )
     session = store.view().sessions[SID]
     assert (session.name, session.epoch, session.generation, len(session.heads), session.sseq) == ("a", 1, 2, 2, 7)
-    assert session.head is not None and session.head["manifest"] == second.manifest
+    assert session.head is not None
+    assert session.head["manifest"] == second.manifest
     assert [entry.kind for entry in session.entries] == ["outcome"]
     assert session.annotations[first.manifest] == {"reward": 0.5, "note": "x"}
     assert session.created > 1e9
     assert store.find_manifest("best") == first.manifest
     add(store, Draft("name", None, {"name": "a", "sid": None}), Draft("name", None, {"name": "b", "sid": SID}))
-    assert store.view().names == {"b": SID} and store.view().sessions[SID].name == "b"
+    assert store.view().names == {"b": SID}
+    assert store.view().sessions[SID].name == "b"
     add(store, Draft("tombstone", SID, {}), Draft("tag", None, {"tag": "best", "manifest": None}))
-    assert store.view().names == {} and store.view().sessions[SID].removed and store.view().tags == {}
+    assert store.view().names == {}
+    assert store.view().sessions[SID].removed
+    assert store.view().tags == {}
     with pytest.raises(ConflictError, match="never used twice"):
         add(store, session_draft(SID, "again"))
     with pytest.raises(ConflictError, match="was removed"):
@@ -102,16 +107,21 @@ def test_a_view_that_was_kept_does_not_change(store: Store) -> None:
     with pytest.raises(ConflictError):
         add(store, outcome(0), outcome(0), session_draft(OTHER, "c"))
     assert (kept.sessions[SID], kept.seq, list(kept.sessions), kept.drops, kept.names) == (session, seq, [SID], set(), {"a": SID})
-    assert list(session.heads) == heads and list(session.entries) == []
+    assert list(session.heads) == heads
+    assert list(session.entries) == []
     assert len(store.view().sessions[SID].entries) == 1
+
+
+def changed(draft: Draft, **values: Any) -> Draft:
+    return Draft(draft.kind, draft.sid, {**draft.body, **values})
 
 
 REFUSED: dict[str, tuple[Callable[[View, bytes, Any], list[Draft]], type[Exception], str]] = {
     "an old epoch": (lambda v, m, p: [outcome(4)], ConflictError, "expected epoch 5 or above; found 4"),
     "an old epoch, falsely late": (lambda v, m, p: [outcome(4, late=1)], ConflictError, "newer owner"),
     "a taken epoch": (lambda v, m, p: [owner(5)], ConflictError, "an epoch above 5"),
-    "a stale generation": (lambda v, m, p: [Draft("head", SID, {**head_draft(v, SID, m, p).body, "generation": 1})], ConflictError, "its head moved"),
-    "a stale previous": (lambda v, m, p: [Draft("head", SID, {**head_draft(v, SID, m, p).body, "previous": None})], ConflictError, "its head moved"),
+    "a stale generation": (lambda v, m, p: [changed(head_draft(v, SID, m, p), generation=1)], ConflictError, "its head moved"),
+    "a stale previous": (lambda v, m, p: [changed(head_draft(v, SID, m, p), previous=None)], ConflictError, "its head moved"),
     "two heads from one view": (lambda v, m, p: [head_draft(v, SID, m, p)] * 2, ConflictError, "expected generation 3"),
     "a taken name": (lambda v, m, p: [session_draft(OTHER, "a")], ConflictError, "the name is taken"),
     "a rename to a taken name": (
@@ -135,7 +145,8 @@ def test_what_may_not_be_appended_leaves_no_trace(store: Store, case: str) -> No
     before, size = store.view(), store.stats().journal_bytes
     with pytest.raises(error, match=match):
         store.append(lambda view: [outcome(5), *drafts(view, content.manifest, mark)])
-    assert store.view() == before and store.stats().journal_bytes == size
+    assert store.view() == before
+    assert store.stats().journal_bytes == size
     add(store, outcome(5))
 
 
@@ -302,11 +313,13 @@ def test_a_flipped_bit_in_what_was_durable_is_corruption(written: tuple[Path, li
         broken[at] ^= 1 << at % 8
         segment.write_bytes(broken)
         try:
-            with Store.open(segment.parent.parent) as store:
-                # Padding behind a body is covered by no check and means nothing.
-                assert store.view().seq == 6 and any(end - 16 < at < end for end in ends)
-        except CorruptionError as error:
-            assert "journal" in str(error)
+            store = Store.open(segment.parent.parent)
+        except CorruptionError:
+            continue
+        # Padding behind a body is covered by no check and means nothing.
+        assert store.view().seq == 6
+        assert any(end - 16 < at < end for end in ends)
+        store.close()
 
 
 def test_a_missing_or_foreign_segment_is_corruption(written: tuple[Path, list[int]]) -> None:
@@ -371,4 +384,28 @@ def test_the_hash_of_an_entry_is_that_of_its_bytes(store: Store) -> None:
     entries = add(store, session_draft(SID, "a"), outcome(0))
     assert [entry.hash for entry in entries] == [hash32(encode(dict(entry.body))) for entry in entries]
     assert entries[1].body["prev"] == entries[0].hash
-    assert entries[0].body["prev"] == bytes(32) and entries[0].body["lineage"] == SID and len(ZERO16) == 16
+    assert entries[0].body["prev"] == bytes(32)
+    assert entries[0].body["lineage"] == SID
+    assert len(ZERO16) == 16
+
+
+def test_the_records_of_one_append_count_together_or_not_at_all(tmp_path: Path) -> None:
+    with Store.init(tmp_path / "s") as store:
+        add(store, session_draft(SID, "a"))
+        (segment,) = (tmp_path / "s" / "journal").glob("*.log")
+        before = segment.stat().st_size
+        add(store, session_draft(OTHER, "b"), Draft("tag", None, {"tag": "t", "manifest": None}))
+    whole = segment.read_bytes()
+    for length in range(before, len(whole)):
+        os.truncate(segment, before)
+        with segment.open("r+b") as file:
+            file.seek(before)
+            file.write(whole[before:length])
+        with Store.open(tmp_path / "s", mode="ro") as store:
+            assert list(store.view().names) == ["a"], length
+        assert list(Reader(tmp_path / "s").sessions) == [SID]
+    with Store.open(tmp_path / "s") as store:
+        add(store, session_draft(OTHER, "b"))
+        assert sorted(store.view().names) == ["a", "b"]
+    with Store.open(tmp_path / "s", mode="ro") as store:
+        assert sorted(store.view().names) == ["a", "b"]
