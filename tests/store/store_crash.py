@@ -26,7 +26,9 @@ from agentckpt.testing.posix_model import ALL_KEPT, ALL_LOST, LAST_ONLY, PosixMo
 from agentckpt.types import Buffer
 
 T = TypeVar("T")
-CHANGING = frozenset({"pwritev", "fdatasync", "fsync_dir", "rename", "exchange", "unlink", "mkdir", "rmdir", "write_new", "open_append", "lock"})
+CHANGING = frozenset(
+    {"pwritev", "fdatasync", "fsync_dir", "rename", "exchange", "unlink", "mkdir", "rmdir", "write_new", "open_append", "lock"}
+)
 QUICK_SEEDS = (ALL_LOST, ALL_KEPT, LAST_ONLY, 3, 4)
 A, B = b"a" * 16, b"b" * 16
 Wrap = Callable[[IO], IO]
@@ -113,6 +115,11 @@ def note(truth: Truth, entries: Sequence[Any]) -> None:
     truth.book.acked_seq = entries[-1].seq
 
 
+def unflushed(store: Store, turn: int, num_ids: int) -> None:
+    """A record that is flushed with whatever flushes next."""
+    store.append(lambda view: [Draft("segment", A, {"epoch": 0, "turn": turn, "ids": [turn] * num_ids})], durable=False)
+
+
 def birth(io: IO, truth: Truth, durability: Any) -> None:
     """Nothing but ``init`` and the first record."""
     store = Store.open("s", create=True, io=io, durability=durability)
@@ -128,7 +135,7 @@ def main(io: IO, truth: Truth, durability: Any) -> None:
     note(truth, store.append(lambda view: [session_draft(A, "a"), session_draft(B, "b")]))
     for i in range(4):
         commit(store, A, rng, book, num_chunks=2)
-        store.append(lambda view: [Draft("segment", A, {"epoch": 0, "turn": i, "ids": [i] * 20})], durable=False)
+        unflushed(store, i, 20)
         commit(store, B, rng, book, num_chunks=2)
     store.append(lambda view: [Draft("tag", None, {"tag": "t", "manifest": book.acked[A]})], durable=False)
     store.flush_journal()
@@ -196,7 +203,7 @@ def victim(io: IO, truth: Truth) -> None:
     store = Store.open("s", io=io)
     for i in range(3):
         commit(store, A, rng, book, num_chunks=9, chunk_bytes=1500)
-        store.append(lambda view: [Draft("segment", A, {"epoch": 0, "turn": i, "ids": [i] * 40})], durable=False)
+        unflushed(store, i, 40)
     store.close()
 
 

@@ -84,7 +84,7 @@ def test_a_flipped_bit_costs_at_most_the_record_that_it_is_in(tmp_path: Path, se
 
 
 def test_garbage_behind_an_open_pack_is_ignored(tmp_path: Path) -> None:
-    book, contents, pack = make(tmp_path / "s", sealed=False)
+    book, _, pack = make(tmp_path / "s", sealed=False)
     whole = pack.read_bytes()
     for garbage in (bytes(1000), random.Random(1).randbytes(1000), whole[64:], whole[:300], b"\x89AKR" * 64):
         pack.write_bytes(whole + garbage)
@@ -179,7 +179,7 @@ def test_headers_with_impossible_sizes_are_no_headers() -> None:
 
 
 def test_a_footer_that_lies_is_refused_and_the_records_are_scanned(tmp_path: Path) -> None:
-    book, contents, pack = make(tmp_path / "s", sealed=True)
+    book, _, pack = make(tmp_path / "s", sealed=True)
     whole = pack.read_bytes()
     for offset in (0, 64, 1 << 40, len(whole) - 64):
         trailer = bytearray(whole[-64:])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import store_crash
-from store_crash import A, B, CHANGING, small_files
+from store_crash import CHANGING, A, B, small_files
 from store_drive import Book, Content, check_content, check_store, head_draft, put_checkpoint, session_draft
 
 from agentckpt.errors import AgentckptError, CapacityError, ConflictError, StoreError
@@ -97,7 +97,11 @@ def test_an_error_at_every_operation(name: str) -> None:
     with small_files():
         for number in range(1, total + 1):
             kind = log[number - 1][0]
-            if (kinds is not None and kind not in kinds) or (name == "EINTR" and number % 5) or (name == "EIO" and kind not in CHANGING and number % 3):
+            if (
+                (kinds is not None and kind not in kinds)
+                or (name == "EINTR" and number % 5)
+                or (name == "EIO" and kind not in CHANGING and number % 3)
+            ):
                 continue
             num_hits += run_with(name, action, number)
     assert num_hits > 20

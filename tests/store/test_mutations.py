@@ -182,7 +182,11 @@ def segment_renamed_before_its_flush(patch: pytest.MonkeyPatch) -> None:
 
 def a_dead_writers_tail_is_trusted(patch: pytest.MonkeyPatch) -> None:
     """Invariant 1 of the catalog: records above the last marker may be read, never referred to."""
-    patch.setattr(catalog_module.Catalog, "durable", lambda self, ref: self.index.get(ref) or next((t[ref] for t in self._tails.values() if ref in t), None))
+    patch.setattr(
+        catalog_module.Catalog,
+        "durable",
+        lambda self, ref: self.index.get(ref) or next((t[ref] for t in self._tails.values() if ref in t), None),
+    )
 
 
 def a_torn_segment_is_written_on(patch: pytest.MonkeyPatch) -> None:
@@ -254,7 +258,9 @@ ORDERINGS = [
 
 
 @pytest.mark.parametrize("mutation", ORDERINGS, ids=lambda f: f.__name__)
-def test_an_ordering_that_is_turned_round_is_noticed(mutation: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ordering_that_is_turned_round_is_noticed(
+    mutation: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     mutation(monkeypatch)
     with pytest.raises(Violation):
         run_all(lambda io: io)

@@ -224,7 +224,8 @@ def test_two_processes_read_each_others_objects(tmp_path: Path) -> None:
         child = subprocess.Popen(
             [sys.executable, "-c", READER, str(tmp_path / "s")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
         )
-        assert child.stdin and child.stdout
+        assert child.stdin
+        assert child.stdout
         assert child.stdout.readline() == "ready\n"
         for i in range(20):
             data = f"object {i} ".encode() * 300
@@ -251,12 +252,8 @@ def test_a_forked_child_is_refused_and_can_open_its_own(tmp_path: Path) -> None:
         status = 1
         try:
             for call in (lambda: store.put("chunk", b"x"), lambda: store.get(ref, 100), store.sync, store.view):
-                try:
+                with pytest.raises(StoreError, match="opened by the parent"):
                     call()
-                except StoreError as error:
-                    assert error.code == "forked"
-                else:
-                    raise AssertionError("the parent's store worked in the child")
             store.close()
             with Store.open(tmp_path / "s") as own:
                 assert own.get(ref, 100) == b"of the parent"
@@ -304,7 +301,8 @@ def test_a_lying_index_is_noticed(store: Store) -> None:
     a, b = store.put("chunk", b"a" * 3000), store.put("chunk", b"b" * 3000)
     store.seal()
     at_a, at_b = store.location(a), store.location(b)
-    assert at_a and at_b
+    assert at_a
+    assert at_b
     for lie in (at_b, at_a._replace(offset=at_a.offset + 64), Location(at_a.pack, 1 << 40, 3000, 3000, 0), at_a._replace(codec=1)):
         store._catalog.index.add(at_a.pack, [(a, lie)], 0)
         assert store.get(a, 3000) == b"a" * 3000

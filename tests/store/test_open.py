@@ -48,7 +48,8 @@ def test_create_makes_a_store_only_where_nothing_is(tmp_path: Path) -> None:
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="there is no store") as absent:
         Store.open(tmp_path / "absent")
-    assert absent.value.hint and not (tmp_path / "absent").exists()
+    assert absent.value.hint
+    assert not (tmp_path / "absent").exists()
     with pytest.raises(StoreError, match="is not a store"):
         Store.open(tmp_path)
     Store.init(tmp_path / "s").close()
@@ -118,7 +119,14 @@ def test_tenants_have_ids_of_their_own(tmp_path: Path) -> None:
     assert encode_config(decode_config((tmp_path / "s" / "config").read_bytes())) == (tmp_path / "s" / "config").read_bytes()
 
 
-HOLDER = "import sys; from agentckpt.store import Store; s = Store.open(sys.argv[1]); l = s.lease('x'); print('held', flush=True); sys.stdin.read()"
+HOLDER = """
+import sys
+from agentckpt.store import Store
+store = Store.open(sys.argv[1])
+lease = store.lease("x")
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_a_lease_has_one_holder_and_ends_with_it(tmp_path: Path) -> None:
@@ -126,7 +134,9 @@ def test_a_lease_has_one_holder_and_ends_with_it(tmp_path: Path) -> None:
         child = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(tmp_path / "s")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        assert child.stdin and child.stdout and child.stdout.readline() == "held\n"
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == "held\n"
         with pytest.raises(ConflictError, match=f"process {child.pid} on "):
             store.lease("x")
         with store.lease("y"):
@@ -134,9 +144,10 @@ def test_a_lease_has_one_holder_and_ends_with_it(tmp_path: Path) -> None:
             child.wait()
         for pipe in (child.stdin, child.stdout):
             pipe.close()
-        with store.lease("x") as lease, pytest.raises(ConflictError):
+        with store.lease("x") as lease:
             assert lease.held
-            store.lease("x")
+            with pytest.raises(ConflictError):
+                store.lease("x")
         store.lease("x").release()
         for name in ("", "../x", "_writers", "a/b", ".x"):
             with pytest.raises(StoreError, match="no name for a lease"):
