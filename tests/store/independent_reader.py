@@ -59,9 +59,9 @@ class Reader:
 
     def _record(self, data, at):
         magic, version, kind, flags, _, length, _, seq, synced = unpack_from("<4sBBBBIIQQ", head := data[at : at + 32].ljust(32, b"\0"))
-        check, body = data[at + 32 : at + 48], data[at + 48 : at + 48 + length]
-        good = (magic, version) == (b"\x89AKJ", 1) and length <= 1 << 20 and len(data) >= (end := at + 48 + length + -length % 16) and digest(head + body, 16) == check
-        return ((kind, flags, seq, synced, end), cbor(body)) if good else None
+        check, body, end = data[at + 32 : at + 48], data[at + 48 : at + 48 + length], at + 48 + length + -length % 16
+        whole = (magic, version) == (b"\x89AKJ", 1) and length <= 1 << 20 and end <= len(data) and digest(head + body, 16) == check
+        return ((kind, flags, seq, synced, end), cbor(body)) if whole else None
 
     def _apply(self, kind, body):
         self.journal.append((kind, body))
