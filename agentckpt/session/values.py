@@ -27,7 +27,9 @@ Special = Callable[[Any], Any]
 class Result(dict[str, Any]):
     """A recorded map with attribute access: ``turn.call(session.sandbox.run, ...).exit_code``.
 
-    The first run and a replay both return it. A key that is also the name of a dict method is read as ``result["items"]``.
+    The first run and a replay both return it, and it shows itself as the plain map that it is. A key that is also the name of a
+    dict method is read as ``result["items"]``. What a state keeps of it comes back from a checkpoint as a plain map: read that by
+    key.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -35,9 +37,6 @@ class Result(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(f"the recorded value has no field {name!r}; it has {sorted(self)}") from None
-
-    def __repr__(self) -> str:
-        return f"Result({dict.__repr__(self)})"
 
 
 def to_value(item: Any, path: str = "value", *, special: Special | None = None, keep_order: bool = False) -> Value:
