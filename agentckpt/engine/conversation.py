@@ -44,7 +44,7 @@ def extend(
     raise IncompatibleError(
         "the chat template's rendering does not begin with the text that is there", code="not-a-suffix", object="message",
         expected="a template that only adds", found="a template that rewrites earlier text",
-        hint="append text or ids instead of messages",
+        hint="append several messages as one list, or append text or ids instead",
     )  # fmt: skip
 
 
@@ -76,12 +76,15 @@ def _readings(
         yield []
         return
     while known:
-        prompt = tokenizer.render([as_mapping(m) for m in known], add_generation_prompt=True)
+        shown = [as_mapping(message) for message in known]
+        prompt = tokenizer.render(shown, add_generation_prompt=True)
         if present.startswith(prompt):
             written = present[len(prompt) :]
-            yield [*known, ("assistant", _position(tokenizer, tokens, base, prompt), _less_eos(tokenizer, written))] if written else known
-        if len(known) == len(messages):
-            yield known
+            reply = ("assistant", _position(tokenizer, tokens, base, prompt), _less_eos(tokenizer, written))
+            yield [*known, reply] if written else known
+        whole = tokenizer.render(shown, add_generation_prompt=False).rstrip()
+        if len(known) == len(messages) and present.startswith(whole):
+            yield known  # cut where the next message began
         if known.pop()[0] != "assistant":
             return
 

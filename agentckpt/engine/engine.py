@@ -391,5 +391,3 @@ def _check_options(
     for name, value, good, expected in rules:
         if not good:
             raise IncompatibleError(object=f"engine: {name}", expected=expected, found=str(value), code="bad-option")
-
-

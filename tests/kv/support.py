@@ -97,9 +97,8 @@ class RandomTensors:
 
 def byte_tokenizer() -> Tokenizer:
     """One token a byte, and the two marks of ChatML (the second ends a text)."""
-    vocab = {letter: byte for letter, byte in byte_alphabet().items()}
     marks: Iterable[tuple[int, str, bool]] = [(256, "<|im_start|>", True), (257, "<|im_end|>", True)]
-    spec = bpe_spec("qwen2", vocab, [], marks, origin="test")
+    spec = bpe_spec("qwen2", byte_alphabet(), [], marks, origin="test")
     return Tokenizer(spec, eos_ids=[257], bos_id=None, template=TEMPLATE, origin="test")
 
 

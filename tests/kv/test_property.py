@@ -175,7 +175,9 @@ OPERATIONS = st.tuples(
     st.sampled_from([name for name, weight in WEIGHTS.items() for _ in range(weight)]), st.integers(0, 7), st.integers(0, 89)
 )
 HISTORIES = st.lists(OPERATIONS, min_size=50, max_size=70)
-COMMON = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None, phases=[Phase.generate])
+COMMON = settings(
+    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None, phases=[Phase.generate]
+)
 
 
 def run(history: list[tuple[str, int, int]], reuse: str, block_size: int, kv_order: str) -> History:
