@@ -26,7 +26,7 @@ from .pack import pack_path
 from .policy import DEFAULT, Policy, kept_kv, parse_policy
 from .record import CODEC_ZSTD, MAX_PLAIN_BYTES, Location, record_span
 from .store import Draft, Store, View
-from .verify import check_record, keys_tag, tenant_keys
+from .verify import keys_tag, sound_record, tenant_keys
 
 MAX_UNUSED: Final = 0.25
 """a pack whose dead share is larger is rewritten"""
@@ -206,7 +206,7 @@ def _sort_packs(store: Store, live: set[Ref]) -> list[_Pack]:
     claimed: dict[Ref, tuple[_Pack, Location]] = {}
     for pack, rows in [*durable, *tails]:
         for ref, at in rows:
-            superfluous = ref in claimed and _sound(store, ref, claimed[ref][1])
+            superfluous = ref in claimed and sound_record(store, ref, claimed[ref][1])
             if ref not in live or superfluous:
                 pack.num_dead += 1
             else:
@@ -223,13 +223,6 @@ def _sort_packs(store: Store, live: set[Ref]) -> list[_Pack]:
 def _size(store: Store, name: str) -> int:
     with io_errors(name):
         return store._io.stat(pack_path(store.path, name)).size_bytes
-
-
-def _sound(store: Store, ref: Ref, at: Location) -> bool:
-    try:
-        return check_record(store, tenant_keys(store), ref, at)
-    except CorruptionError:
-        return False
 
 
 def _report(

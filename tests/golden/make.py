@@ -73,7 +73,7 @@ def make_full(path: Path) -> None:
     writer = Store.open(path, io=io)
     assert writer.view().seq == skip
     fork = new_session(writer, "fork", parent=main)
-    checkpoint(writer, fork, kv=70, kv_label="main", items=4, children={"main": main.manifests[1]})
+    checkpoint(writer, fork, kv=75, kv_label="main", items=4, children={"main": main.manifests[1]})
     writer.put("chunk", octets("never synced", 300))  # stays in memory: a kill loses it
 
 

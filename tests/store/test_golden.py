@@ -33,7 +33,8 @@ def test_the_library_reads_the_golden_store(golden: Path) -> None:
     assert summary(golden) == EXPECTED
     assert summary(GOLDEN / "format1") == EXPECTED, "in place, read-only"
     with Store.open(golden) as store:
-        assert verify(store, "data").ok
+        report = verify(store, "data")
+        assert (report.ok, report.num_dropped) == (True, 2)
         assert store.view().session_named("main").annotations
         for manifests in EXPECTED["sessions"].values():
             for manifest in map(bytes.fromhex, manifests):
@@ -74,6 +75,23 @@ def test_a_part_of_the_golden_store_means_what_it_meant() -> None:
         blocks = list(MerkleList.open(kv.body["blocks"], kv.strong, kv.weak).items(store))
         chunks = [store.get(ref, 1 << 20) for block in blocks for ref in block.weak]
         assert chunks == [octets(f"main block {b} head {h}", 4096) for b in range(2) for h in range(2)]
+
+
+def test_state_and_files_of_the_golden_store_come_back(tmp_path: Path) -> None:
+    from agentckpt.sandbox import Workspace
+    from agentckpt.session.state import read_state
+
+    with Store.open(GOLDEN / "format1", mode="ro") as store:
+        main = store.view().session_named("main")
+        for head, hello, num_items in zip(main.heads, (b"hello\n", b"hello, world\n"), (3, 40), strict=True):
+            cut = decode_checkpoint(store.get(make_ref("manifest", head["manifest"]), 1 << 20))
+            state = read_state(store, cut.parts["state"][1])
+            assert list(state) == ["big", "log", "done", "goal", "digest"]
+            assert (state["big"], state["done"], state["goal"], len(state["log"])) == (1 << 70, num_items > 30, "main", num_items)
+            workspace = Workspace(tmp_path / f"tree{num_items}")
+            workspace.prepare(store, cut.parts["sandbox"][1]).commit()
+            assert (workspace.read_file("a.txt"), workspace.read_file("src/b.py")) == (hello, b"print(1)\n" * 100)
+            workspace.close()
 
 
 def test_the_golden_store_can_be_written_and_pruned(golden: Path) -> None:

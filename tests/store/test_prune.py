@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from independent_reader import Reader
 from worlds import Written, append, checkpoint, closure, effect, new_session, octets, put_tree, remove
 
-from agentckpt.errors import AgentckptError, ConflictError, CorruptionError, IncompatibleError, NotFoundError
+from agentckpt.errors import AgentckptError, CapacityError, ConflictError, CorruptionError, IncompatibleError, NotFoundError
 from agentckpt.nodes import get_node
 from agentckpt.store import Draft, Store
 from agentckpt.store.ids import make_ref
@@ -462,6 +462,42 @@ def test_prune_cut_at_every_operation_loses_nothing() -> None:
                 check_after(model.crash(seed), main, needed)
             except BaseException as error:
                 raise AssertionError(f"cut before operation {n} {counter.log[n - 1]}, seed {seed}") from error
+
+
+@pytest.mark.slow
+def test_prune_cut_at_every_operation_in_many_ways() -> None:
+    base = PosixModel()
+    main, _ = ready(base)
+    base = base.crash(1)
+    with Store.open("s", io=base.crash(1), mode="ro") as store:
+        needed = needed_of(store, main)
+    for n in range(1, 1000):
+        model = base.crash(1)
+        io = FaultyIO(model, crash_at=n)
+        run_and_die(io)
+        for seed in range(60):
+            check_after(model.crash(seed), main, needed)
+        if not io.crashed:
+            return
+    pytest.fail("prune never came to its end")
+
+
+def test_what_is_wholly_dead_goes_first_so_that_a_full_disk_gets_room() -> None:
+    model = PosixModel()
+    with Store.init("s", io=model) as store:
+        main, gone = new_session(store, "main"), new_session(store, "gone")
+        checkpoint(store, gone, kv=400)
+        store.seal()
+        (dead,) = store.packs()
+        checkpoint(store, main, files={"a": octets("a", 5000)})
+        checkpoint(store, gone, kv=400, kv_label="other")
+        remove(store, gone)
+        before = contents(store, manifests(main))
+    store = Store.open("s", io=FaultyIO(model, [Fault("pwritev", errno.ENOSPC, repeat=True, path="*/packs/*")]))
+    with pytest.raises(CapacityError):
+        prune(store)
+    assert dead not in store.packs()
+    assert contents(store, manifests(main)) == before
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])

@@ -77,8 +77,16 @@ def put_state(store: Store, label: str, num_items: int) -> Ref:
     log = MerkleList()
     for i in range(num_items):
         log.append(store, {"step": i, "text": f"{label} {i}", "score": i / 8})
-    value = {"goal": label, "done": num_items > 30, "log": ListSlot(0), "digest": octets(label, 8), "big": 1 << 70}
-    return put_node(store, Node("state", strong, weak, {"v": 1, "value": value, "lists": [log.root(strong, weak)]}), compress=True)
+    value = {
+        "big": 1 << 70,
+        "log": ListSlot(0),
+        "done": num_items > 30,
+        "goal": label,
+        "digest": octets(label, 8),
+    }  # in the encoding's order
+    return put_node(
+        store, Node("state", strong, weak, {"v": 1, "value": value, "order": [], "lists": [log.root(strong, weak)]}), compress=True
+    )
 
 
 def put_tree(store: Store, label: str, files: dict[str, bytes]) -> Ref:
@@ -88,7 +96,10 @@ def put_tree(store: Store, label: str, files: dict[str, bytes]) -> Ref:
         folder, _, name = path.rpartition("/")
         below.setdefault(folder, {})[name] = data
     root = _dir(store, below.pop("", {}), {name: _dir(store, inner, {}) for name, inner in sorted(below.items())})
-    body = {"v": 1, "backend": "workspace", "consistency": "quiescent", "root": 0, "ignored": [], "facts": {"label": label}}
+    body = {
+        "v": 1, "backend": "workspace", "consistency": "quiescent", "root": 0, "m": 0o755, "mt": 1_700_000_000_000_000_000, "ignored": [],
+        "facts": {"label": label},
+    }  # fmt: skip
     return put_node(store, Node("tree", [root], [], body))
 
 
