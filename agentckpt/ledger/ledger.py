@@ -124,8 +124,8 @@ class Ledger:
 
     @property
     def open_effects(self) -> tuple[EffectRecord, ...]:
-        """Intended without outcome, or unknown: what a cut lists as ``in_flight``."""
-        return tuple(record for record in self._records.values() if not record.finished)
+        """Intended without outcome, or unknown: what a cut lists as ``in_flight``. Costs what is open, not what there is."""
+        return tuple(self._records[key] for key in self._unfinished)
 
     @property
     def unmatched(self) -> tuple[EffectRecord, ...]:
