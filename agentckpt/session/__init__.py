@@ -7,7 +7,7 @@ Read ``session.py`` (the surface), then ``turn.py``, ``dispatch.py`` (one call),
 from __future__ import annotations
 
 from .appendlist import AppendList
-from .dispatch import Begun
+from .calls import Begun
 from .live import Difference
 from .report import CheckpointInfo, RestoreReport, TurnMetrics
 from .restore import restore

@@ -19,8 +19,9 @@ from typing import Any, TypeVar, overload
 from ..errors import DivergenceError, IncompatibleError
 from ..handles import Handle
 from ..types import Value
+from .calls import Begun, Invocation
 from .cut import Cutter
-from .dispatch import Begun, Dispatcher, Invocation
+from .dispatch import Dispatcher
 from .executor import run, submit
 from .live import Live
 from .report import CheckpointInfo
