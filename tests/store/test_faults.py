@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -202,3 +203,68 @@ def test_a_failed_append_is_void() -> None:
             other.append(lambda view: [session_draft(B, "a")])
         store.append(lambda view: [session_draft(B, "b")])
         assert other.view() == store.view()
+
+
+class UnluckyIO(FaultyIO):
+    """One in ``one_in`` changing operations fails, at random."""
+
+    def __init__(self, inner: Any, seed: int, one_in: int) -> None:
+        super().__init__(inner)
+        self.rng, self.one_in, self.num_failures = random.Random(seed), one_in, 0
+
+    def _next(self, kind: str, path: str) -> Any:
+        super()._next(kind, path)
+        if kind not in CHANGING or kind == "lock" or self.rng.randrange(self.one_in):
+            return None
+        self.num_failures += 1
+        return self.rng.choice([errno.EIO, errno.ENOSPC, "short" if kind == "pwritev" else errno.EDQUOT])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_threads_that_commit_while_the_disk_fails(seed: int) -> None:
+    model = PosixModel(seed)
+    sids = [bytes([65 + n]) * 16 for n in range(6)]
+    books = {sid: Book() for sid in sids}
+    with Store.init("s", io=model) as store:
+        store.append(lambda view: [session_draft(sid, sid.decode()) for sid in sids])
+    with small_files():
+        io = UnluckyIO(model, seed, 25)
+        store = Store.open("s", io=model)
+        store._io = store._objects._io = store._journal._io = store._catalog._io = store._files._io = io  # type: ignore[assignment]
+        failures: list[BaseException] = []
+
+        def work(sid: bytes) -> None:
+            rng = random.Random(sid[0] + seed)
+            try:
+                for _ in range(6):
+                    state = rng.getstate()
+                    for attempt in range(60):
+                        rng.setstate(state)
+                        try:
+                            publish(store, sid, put_checkpoint(store, rng, num_chunks=2, chunk_bytes=2000), books[sid])
+                            break
+                        except (StoreError, CapacityError):
+                            assert attempt < 59
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(sid,)) for sid in sids]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not failures, f"seed {seed}: {failures}"
+        assert io.num_failures > 5
+        for crash in (ALL_LOST, ALL_KEPT, 7):
+            with Store.open("s", io=model.crash(crash)) as found:
+                for sid in sids:
+                    check_store_of(found, sid, books)
+
+
+def check_store_of(store: Store, sid: bytes, books: dict[bytes, Book]) -> None:
+    session = store.view().sessions[sid]
+    assert session.head is not None
+    assert session.head["manifest"] == books[sid].acked[sid]
+    assert session.generation == 6
+    for head in session.heads:
+        check_content(store, books[sid].contents[head["manifest"]])
