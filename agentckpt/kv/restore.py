@@ -199,23 +199,23 @@ def load_blocks(source: Source, image: Image, memory: KVMemory, runs_of: Callabl
     rest = image.computed % BLOCK_TOKENS
     if rest:
         blocks.append((image.computed - rest, rest, image.tail_refs))
+    staged: tuple[Any, list[memoryview]] | None = None
+    staged_tokens = 0
     for first, length, refs in blocks:
         if not refs:
             return Loaded(first, 0, f"no KV was captured from position {first} on")
         runs = runs_of(first, first + length)
         if runs is None:
             return Loaded(first, 0, f"no free blocks for the KV from position {first} on")
+        if staged is None or staged_tokens != length:
+            # One staging buffer for all whole blocks: fresh memory for each would cost a page fault every 4 KiB.
+            staged, staged_tokens = memory.staging(length), length
         try:
-            _load_block(source, refs, length, memory, runs)
+            for ref, view in zip(refs, staged[1], strict=True):
+                source.read_into(ref, view)
+            memory.scatter(runs, staged[0])
         except NotFoundError:
             return Loaded(first, 0, f"the KV from position {first} on is absent (dropped or missing)")
         except CorruptionError as error:
             return Loaded(first, length, f"the KV at position {first} is corrupt: {error}")
     return Loaded(image.computed, 0, None)
-
-
-def _load_block(source: Source, refs: Sequence[Ref], length: int, memory: KVMemory, runs: Sequence[Run]) -> None:
-    staged, views = memory.staging(length)
-    for ref, view in zip(refs, views, strict=True):
-        source.read_into(ref, view)
-    memory.scatter(runs, staged)
