@@ -107,7 +107,6 @@ def chunks(read_into: ReadInto, *, buffer_bytes: int = 4 << 20) -> Iterator[byte
             start = stop
         if ended:
             return
-        # The last window before ``start`` is kept: H of the next positions looks back into it.
-        keep = max(0, start - WINDOW_BYTES)
-        buffer[: filled - keep] = buffer[keep:filled]
-        start, filled = start - keep, filled - keep
+        # H of the next few positions lacks what stood before them; none can end a chunk: MIN_BYTES is longer than a window.
+        buffer[: filled - start] = buffer[start:filled]
+        start, filled = 0, filled - start

@@ -316,16 +316,6 @@ def serve(sock: socket.socket, worker_pid: int) -> None:
             os._exit(0)
         for fd in fds:
             os.close(fd)
-    _wait_for_supervisors()
-
-
-def _wait_for_supervisors() -> None:
-    """Without pid namespaces they must live until they have killed what they watch."""
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        pass
 
 
 if __name__ == "__main__":

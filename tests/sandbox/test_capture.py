@@ -106,6 +106,20 @@ def test_a_table_is_not_used_for_another_reference(tmp_path: Path) -> None:
     assert store.num_new("chunk") == 1
 
 
+def test_a_hard_link_whose_first_name_moves_with_its_directory(tmp_path: Path) -> None:
+    """The file's own key stays as it was: what changes is which of its names comes first."""
+    workspace, store = Workspace(tmp_path / "w"), MemoryStore()
+    workspace.write_file("a/f", b"x" * 1000)
+    (tmp_path / "w/m").mkdir()
+    os.link(tmp_path / "w/a/f", tmp_path / "w/m/g")
+    settle()
+    first = workspace.capture(store, None).write()
+    assert dict(walk_tree(store, first.ref))[b"m/g"].link == b"a/f"
+    os.rename(tmp_path / "w/a", tmp_path / "w/z")
+    second = dict(walk_tree(store, workspace.capture(store, first.ref).write().ref))
+    assert (second[b"m/g"].link, second[b"z/f"].link) == (None, b"m/g")
+
+
 def test_special_files_are_named_and_never_opened(tmp_path: Path) -> None:
     workspace, store = Workspace(tmp_path / "w"), MemoryStore()
     os.mkfifo(tmp_path / "w/pipe")

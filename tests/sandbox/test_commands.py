@@ -20,7 +20,7 @@ FOUND = commands.isolation()
 PLANS = {
     "found": FOUND,
     "user namespace": Isolation(True, True, True),
-    "network only": Isolation(False, True, False),
+    "network only": Isolation(False, True, FOUND.user),
     "none": Isolation(False, False, False),
 }
 
@@ -106,6 +106,13 @@ def test_output_is_bounded(workspace: Workspace) -> None:
 MARK = "agentckpt-test-{}"
 
 
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.01)
+
+
 def test_a_timeout_kills_grandchildren(workspace: Workspace) -> None:
     mark = MARK.format(os.getpid())
     script = f"setsid sh -c 'sleep 97; : {mark}' & (sh -c 'sleep 97; : {mark}' &) ; trap '' TERM INT HUP; sleep 97; : {mark}"
@@ -122,12 +129,25 @@ def test_what_a_command_leaves_running_dies_with_it(workspace: Workspace) -> Non
 
 
 WORKER = """
-import sys
+import os, sys, threading, time
 sys.path.insert(0, sys.argv[3])
 from agentckpt.sandbox import Workspace, commands, workspace
 plan = commands.Isolation(*[part == "True" for part in sys.argv[4:]])
 workspace.isolation = lambda: plan
-mark = sys.argv[2]
+mark = sys.stdin.readline().strip()  # not in argv: a forked child of the worker would carry it
+
+
+def fork_later():  # a child that inherits the worker's end of the life pipe, and outlives the worker
+    while not os.path.exists(sys.argv[1] + "/started"):
+        time.sleep(0.01)
+    if os.fork() == 0:
+        with open(sys.argv[1] + "/forked", "w") as file:
+            file.write("forked")
+        time.sleep(8)
+        os._exit(0)
+
+
+threading.Thread(target=fork_later, daemon=True).start()
 Workspace(sys.argv[1]).run(f"setsid sh -c 'sleep 97; : {mark}' & (sh -c 'sleep 97; : {mark}' &) ; echo go > started; sleep 97; : {mark}")
 """
 
@@ -135,16 +155,18 @@ Workspace(sys.argv[1]).run(f"setsid sh -c 'sleep 97; : {mark}' & (sh -c 'sleep 9
 def test_no_process_outlives_a_worker_killed_by_9(workspace: Workspace) -> None:
     plan = sys.modules["agentckpt.sandbox.workspace"].isolation()
     mark, root = MARK.format(f"{os.getpid()}k"), str(Path(__file__).parents[2])
-    argv = [sys.executable, "-c", WORKER, workspace.path, mark, root, str(plan.pid), str(plan.net), str(plan.user)]
-    with subprocess.Popen(argv) as worker:
-        while not (Path(workspace.path) / "started").exists():
-            assert worker.poll() is None
-            time.sleep(0.01)
+    argv = [sys.executable, "-c", WORKER, workspace.path, "-", root, str(plan.pid), str(plan.net), str(plan.user)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None
+        worker.stdin.write(mark + "\n")
+        worker.stdin.flush()
+        wait_for(Path(workspace.path) / "started")
         assert len(alive(mark)) >= 3
         launchers = [pid for pid in alive("launcher.py") if f"\0{worker.pid}\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
         assert launchers
+        wait_for(Path(workspace.path) / "forked")
         worker.kill()
-    assert gone(mark)
+    assert gone(mark, within_s=4), "the child that the worker forked holds the pipe, and must not keep commands alive"
     end = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{pid}") for pid in launchers) and time.monotonic() < end:
         time.sleep(0.01)
@@ -163,8 +185,7 @@ def test_a_killed_launcher_is_replaced_and_its_commands_die(workspace: Workspace
 
     thread = threading.Thread(target=run)
     thread.start()
-    while not (Path(workspace.path) / "started").exists():
-        time.sleep(0.01)
+    wait_for(Path(workspace.path) / "started")
     process = commands._LAUNCHER._process
     assert process is not None
     process.kill()

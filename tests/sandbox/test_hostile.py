@@ -97,6 +97,13 @@ def test_an_entry_of_another_shape(change: dict[str, Any], target: Path) -> None
     refused(store, tree(store, [{"n": b"f", **FILE} | change]), target)
 
 
+def test_set_uid_never_comes_back(target: Path) -> None:
+    store = MemoryStore()
+    ref = tree(store, [{"n": b"su", **FILE, "m": 0o6755}])
+    Workspace(target).prepare(store, ref).commit()
+    assert os.stat(target / "su").st_mode & 0o7777 == 0o755
+
+
 def test_chunks_that_do_not_fit(target: Path) -> None:
     store = MemoryStore()
     chunk, empty = store.put("chunk", b"12345678"), store.put("chunk", b"")

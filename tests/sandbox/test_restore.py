@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -267,7 +268,8 @@ def test_ignored_paths_stay_through_a_restore(tmp_path: Path) -> None:
     assert not os.path.exists(os.path.join(report.displaced, "venv"))
 
 
-def test_ignored_paths_are_brought_over_by_the_next_process_if_this_one_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("again", ["this process", "the next one"])
+def test_a_commit_that_was_cut_short_is_finished(again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, store = Workspace(tmp_path / "w", ignore=["*.o"]), MemoryStore()
     workspace.write_file("a.c", "a")
     ref = workspace.capture(store, None).write().ref
@@ -279,9 +281,14 @@ def test_ignored_paths_are_brought_over_by_the_next_process_if_this_one_dies(tmp
         staged.commit()
     monkeypatch.undo()
     assert not (tmp_path / "w/a.o").exists()
-    staged._staged._unlock()  # the process is dead: its lock is gone
-    Workspace(tmp_path / "w", ignore=["*.o"]).prepare(store, ref).commit()
-    assert (tmp_path / "w/a.o").read_text() == "object"
+    assert workspace.read_file("a.c") == b"a"
+    if again == "this process":
+        staged.commit()
+    else:
+        staged._staged._unlock()  # the process is dead: its lock is gone
+        Workspace(tmp_path / "w", ignore=["*.o"]).prepare(store, ref).commit()
+    assert workspace.read_file("a.c") == b"a", "a second commit must not swap back"
+    assert workspace.read_file("a.o") == b"object"
 
 
 def test_a_path_ignored_here_is_not_brought_back(tmp_path: Path) -> None:
@@ -298,6 +305,20 @@ def test_a_path_ignored_here_is_not_brought_back(tmp_path: Path) -> None:
     assert other.read_file("b") == b"a.o"
     assert report.lost == ("1 paths that are ignored here",)
     assert Workspace(tmp_path / "v", ignore=["*.o"]).prepare(store, ref).commit().displaced is None
+
+
+def test_a_half_built_tree_is_swept_and_one_being_built_is_not(saved: tuple[MemoryStore, Workspace, Ref, Path]) -> None:
+    store, workspace, ref, path = saved
+    dead, living = (path.parent / f".w.agentckpt-{digit * 16}" for digit in "01")
+    for container in (dead, living):
+        (container / "tree/half").mkdir(parents=True)
+    fd = os.open(living, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    workspace.prepare(store, ref).commit()
+    assert beside(path) == [living.name]
+    os.close(fd)
+    workspace.prepare(store, ref).commit()
+    assert beside(path) == []
 
 
 def test_without_exchange_two_renames_do(saved: tuple[MemoryStore, Workspace, Ref, Path], monkeypatch: pytest.MonkeyPatch) -> None:
