@@ -52,6 +52,8 @@ class Plan:
     invocation: Invocation
     match: Match
     turn: int
+    deliver: bool = False
+    """an equal call was made before, and its outcome could not be returned: this one gets it"""
 
     @property
     def call(self) -> Call:

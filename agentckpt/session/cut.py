@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -193,6 +193,7 @@ class Cutter:
             info = self._publish(cut)
         except BaseException as error:
             _release(cut)
+            self._live.metrics.append(_metrics(cut, {}, error))
             with self._lock:
                 self._error = self._broken = error
             for each in (cut, *cut.superseded):
@@ -317,7 +318,7 @@ def _for_superseded(info: CheckpointInfo, turn: int) -> CheckpointInfo:
     return CheckpointInfo(info.id, info.turn, info.generation, info.reason, info.message, info.parts, turn, info.pause_s, info.durable_s)
 
 
-def _metrics(cut: Cut, parts: Mapping[str, PartRef]) -> TurnMetrics:
+def _metrics(cut: Cut, parts: Mapping[str, PartRef], error: BaseException | None = None) -> TurnMetrics:
     def total(fact: str) -> int:
         numbers = [part.facts.get(fact) for part in parts.values()]
         return sum(number for number in numbers if isinstance(number, int))
@@ -330,11 +331,9 @@ def _metrics(cut: Cut, parts: Mapping[str, PartRef]) -> TurnMetrics:
         pause_s=cut.pause_s,
         exposed_s=cut.exposed_s + cut.pause_s,
         durable_s=perf_counter() - cut.started_s,
+        error=None if error is None else f"{type(error).__name__}: {error}",
     )
 
 
 def _with_exposed(metrics: TurnMetrics, seconds: float) -> TurnMetrics:
-    return TurnMetrics(
-        metrics.turn, metrics.num_tokens, metrics.logical_bytes, metrics.new_bytes, metrics.pause_s,
-        metrics.exposed_s + seconds, metrics.durable_s,
-    )  # fmt: skip
+    return replace(metrics, exposed_s=metrics.exposed_s + seconds)

@@ -54,14 +54,20 @@ class Dispatcher:
     def plan(self, invocation: Invocation) -> Handle[Plan]:
         """Queue the match of a call now; its procedure may run later, elsewhere."""
         refuse_nested(invocation)
-        return self._live.strand.submit(lambda: self._decide(invocation, begun=False))
+        return self._live.strand.submit(lambda: self._decide(invocation, False, []))
 
     def procedure(self, invocation: Invocation, *, begun: bool = False, planned: Handle[Plan] | None = None) -> Procedure:
         """All of one call, as steps. The value, or ``Begun`` for an adapter."""
         live = self._live
         if planned is None:
             refuse_nested(invocation)
-            plan: Plan = yield Ordered(live.strand, lambda: self._decide(invocation, begun))
+            decided: list[Plan] = []
+            try:
+                plan: Plan = yield Ordered(live.strand, lambda: self._decide(invocation, begun, decided))
+            except BaseException:
+                for each in decided:  # interrupted while it was being decided
+                    live.in_flight.leave(each.key)
+                raise
         else:
             plan = planned.result()
         try:
@@ -79,7 +85,7 @@ class Dispatcher:
             if not begun:
                 live.in_flight.leave(plan.key)
 
-    def _decide(self, invocation: Invocation, begun: bool) -> Plan:
+    def _decide(self, invocation: Invocation, begun: bool, decided: list[Plan]) -> Plan:
         live = self._live
         turn = live.open_turn()
         with live.lock:
@@ -96,13 +102,15 @@ class Dispatcher:
                 volatile=invocation.volatile,
                 resources=invocation.resources,
             )
-            match = self._repeated_request(call) or live.ledger.match(call)
+            owed = self._records.returnable.pop((call.tool, call.canonical), None)
+            match = Match(owed, "record") if owed is not None else self._repeated_request(call) or live.ledger.match(call)
             if match.action == "new" and invocation.effect_class == "model":
                 self._check_request(call, turn)
             if match.displaced is not None and live.on_divergence != "continue":
                 raise displaced(match.call, match.displaced, self._records.load)
             live.in_flight.enter(match.call.key, begun=begun)
-        return Plan(invocation, match, turn)
+            decided.append(Plan(invocation, match, turn, deliver=owed is not None))
+        return decided[0]
 
     def _repeated_request(self, call: Call) -> Match | None:
         # A model call that failed and is tried again is the same effect: one record, so that a replay sees one call.
@@ -142,6 +150,8 @@ class Dispatcher:
             self._cutter.add_exposed(perf_counter() - started)
 
     def _follow(self, plan: Plan, begun: bool) -> Generator[Any, Any, Any]:
+        if plan.deliver:
+            return (yield Job(lambda: self._records.deliver(plan)))
         action, record = plan.match.action, plan.match.record
         if action == "record" and record is not None:
             return (yield Job(lambda: self._records.result(plan, record, begun)))
@@ -195,7 +205,7 @@ class Dispatcher:
             try:
                 return (yield Job(lambda: self._records.succeed(plan, result)))
             except asyncio.CancelledError:
-                self._live.undelivered.add(plan.key)
+                self._records.keep_returnable(plan)
                 raise
         failure = yield Job(lambda: self._records.fail(plan, raised))
         if failure is raised:

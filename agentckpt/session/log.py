@@ -82,6 +82,8 @@ class JournalLog:
         self._ledger = ledger
         self._segments = segments
         self._lock = lock
+        self._unwritten: list[BodyOf] = []
+        """outcomes whose append failed: the effects happened, so they are written before anything else"""
         self._order = threading.Lock()  # held over the write, not over the flush: the ledger learns in the journal's order
 
     @property
@@ -109,21 +111,25 @@ class JournalLog:
 
     def _write(self, drafts: Sequence[BodyOf], segments: bool, expect: Callable[[View], None]) -> Sequence[EntryLike]:
         taken: list[Segment] = []
+        owed: list[BodyOf] = []
         others: list[EntryLike] = []
 
         def build(view: View) -> list[Draft]:
             expect(view)
             # What other processes wrote about this session (a person's resolution, say) comes with the critical section.
             others[:] = view.sessions[self._sid].entries[self._num_entries :] if self._sid in view.sessions else []
+            if not owed:
+                owed[:], self._unwritten = self._unwritten, []
             if segments and not taken:
                 taken.extend(self._segments.take_fresh())
-            bodies = [("segment", segment.body(self.epoch)) for segment in taken]
+            bodies = [*owed, *(("segment", segment.body(self.epoch)) for segment in taken)]
             return [Draft(kind, self._sid, dict(body)) for kind, body in [*bodies, *drafts]]
 
         try:
             entries = self._store.append(build, durable=False)
         except BaseException:
             self._segments.give_back(taken)
+            self._unwritten = [*owed, *self._unwritten]
             raise
         with self._lock:
             for entry in [*others, *entries]:
@@ -140,6 +146,12 @@ class JournalLog:
             late = {**body, "late": True}
             self._store.append(lambda view: [Draft("outcome", self._sid, late)])
             return True
+        except Exception:
+            with self._order, self._lock:
+                record = self._ledger.get(body["key"])
+                if record is not None and record.state == "intended":  # else it stands in the journal and only the flush failed
+                    self._unwritten.append(("outcome", body))
+            raise
 
     def pack(self, value: Value) -> Value:
         return pack_value(value, self._put)

@@ -3,7 +3,8 @@
 Invariants:
 1. An intent of a class that reaches the world is durable when ``intend`` returns, and an outcome when ``conclude`` does.
 2. The post-state of a call that reaches the sandbox is durable before its outcome.
-3. A stale owner's outcome is kept as late evidence, and the caller is told.
+3. A call whose outcome could not be written or returned is never dispatched again by an equal call: that one gets the outcome.
+4. A stale owner's outcome is kept as late evidence, and the caller is told.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Records:
         self._live = live
         self.failed_requests: dict[bytes, Call] = {}
         """model calls that raised, by canonical arguments: a repetition is the same effect"""
+        self.returnable: dict[tuple[str, bytes], Call] = {}
+        """calls with an outcome that was not returned, by tool and canonical arguments"""
 
     def note_match(self, record: EffectRecord) -> None:
         self._live.log.append([("resolve", matched_body(record, epoch=self._live.log.epoch, turn=self._live.turn))], durable=False)
@@ -100,13 +103,40 @@ class Records:
         with live.lock:
             record = live.ledger.get(plan.key)
         body = outcome_body(plan.key, state, epoch=live.log.epoch, value=value, error=error, post=post, record=record)
-        late = live.log.append_outcome(body, durable=invocation.effect_class not in LAZY_CLASSES)
-        live.in_flight.leave(plan.key)
+        try:
+            late = live.log.append_outcome(body, durable=invocation.effect_class not in LAZY_CLASSES)
+        except Exception:
+            self.keep_returnable(plan)
+            raise
+        finally:
+            live.in_flight.leave(plan.key)
         if late:
             raise ConflictError(
                 "the session has a newer owner; the outcome was recorded as late", code="stale-epoch", object=live.name,
                 found=f"epoch {live.log.epoch}",
             )  # fmt: skip
+
+    def keep_returnable(self, plan: Plan) -> None:
+        """The effect happened and the caller does not know its outcome: an equal call must not have it happen again."""
+        if plan.invocation.effect_class in LAZY_CLASSES:
+            return
+        with self._live.lock:
+            self.returnable[plan.invocation.tool, plan.call.canonical] = plan.call
+            self._live.undelivered.add(plan.key)
+
+    def deliver(self, plan: Plan) -> Any:
+        """The outcome that an equal call before could not be given."""
+        live = self._live
+        try:
+            live.log.append([])  # what is owed to the journal comes first
+        except Exception:
+            self.keep_returnable(plan)
+            raise
+        record = live.ledger.get(plan.key)
+        if record is None or not record.finished:
+            raise unknown(plan.invocation.tool, plan.key.hex(), plan.turn, "its outcome was lost")
+        live.undelivered.discard(plan.key)
+        return self.result(plan, record, begun=False)
 
     def conclude_intended(self, plan: Plan) -> None:
         with self._live.lock:

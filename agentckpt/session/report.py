@@ -48,6 +48,8 @@ class TurnMetrics:
     pause_s: float
     exposed_s: float
     durable_s: float
+    error: str | None = None
+    """what a cut that was not published ran into"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,10 +86,8 @@ async def drive_async(procedure: Procedure) -> Any:
 
 
 async def _await(step: Step) -> Any:
-    if isinstance(step, Ordered):
-        return await step.strand.submit(step.job)
-    if isinstance(step, Job):
-        handle = submit("quick", step.job)
+    if isinstance(step, Ordered | Job):
+        handle = step.strand.submit(step.job) if isinstance(step, Ordered) else submit("quick", step.job)
         try:
             return await handle
         except asyncio.CancelledError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -176,6 +177,38 @@ def test_a_cancelled_call_is_unknown_only_if_it_was_dispatched(opener: Opener, d
     asyncio.run(main())
     with opener("cancelled") as session:
         assert [effect.state for effect in session.effects()] == ["unknown" if started else "failed"]
+
+
+def test_a_call_cancelled_anywhere_leaves_nothing_hanging(opener: Opener) -> None:
+    sent: list[int] = []
+
+    @agentckpt.tool(effect="irreversible")
+    async def act(number: int) -> int:
+        sent.append(number)
+        await asyncio.sleep(0)
+        return number
+
+    async def main() -> list[str]:
+        async with opener("anywhere") as session:
+            async for turn in session.turns():
+                for number in range(120):
+                    task = asyncio.ensure_future(turn.call(act, number=number))
+                    for _ in range(number // 2):
+                        await asyncio.sleep(0)
+                    if number % 2:
+                        await asyncio.sleep(number / 40_000)
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+                await asyncio.wait_for(session.checkpoint(), 30)
+                states = {number: effect.state for effect in session.effects() for number in [effect.args["number"]]}  # type: ignore[index, call-overload]
+                assert all((state == "failed") == (number not in sent) for number, state in states.items())
+                assert set(sent) <= set(states)
+                return list(states.values())
+        return []
+
+    states = asyncio.run(main())
+    assert set(states) <= {"failed", "unknown", "committed"}
 
 
 def test_errors_of_async_tools(opener: Opener) -> None:

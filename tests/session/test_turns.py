@@ -242,6 +242,34 @@ def test_an_error_of_a_cut_surfaces_at_the_next_call_and_nothing_is_dispatched(t
             session.checkpoint("again").result()
             turn.call(act)
             assert ran == [1]
+            assert ["CapacityError" in (each.error or "") for each in session.metrics] == [False, True, False]
+
+
+def test_an_outcome_that_cannot_be_written_is_owed_and_the_effect_is_not_repeated(tmp_path: Path, workspace: Path) -> None:
+    Store.init(tmp_path / "store").close()
+    faulty = FaultyIO(RealIO())
+    sent = []
+
+    @agentckpt.tool(effect="irreversible")
+    def send(text: str) -> str:
+        sent.append(text)
+        faulty.plan, faulty._seen = [Fault("pwritev", errno.ENOSPC, repeat=True, path="*journal*")], [0]
+        return f"sent {text}"
+
+    with Store.open(tmp_path / "store", io=faulty) as store:
+        with Session.open(store, "agent", state=Agent) as session:
+            turn = next(session.turns())
+            with pytest.raises(CapacityError):
+                turn.call(send, text="a")
+            assert [effect.state for effect in session.effects()] == ["intended"]
+            with pytest.raises(CapacityError):
+                turn.call(send, text="a")
+            faulty.clear()
+            assert turn.call(send, text="a") == "sent a"
+            assert sent == ["a"]
+            assert [effect.state for effect in session.effects()] == ["committed"]
+        with Session.open(store, "agent", state=Agent) as session:
+            assert [effect.state for effect in session.effects()] == ["committed"]
 
 
 def test_tools_raise_now_as_they_do_on_a_replay(opener: Opener) -> None:
