@@ -7,6 +7,7 @@ Invariants:
 3. What cannot be judged is kept: a damaged pack, an object that does not verify.
    If the closure of a held checkpoint cannot be read, nothing is deleted at all.
 4. A copy is deleted as superfluous only after the other copy was read and hashed.
+5. A pack is deleted only if every live object that it held was read back from its place in another one just before.
 """
 
 from __future__ import annotations
@@ -262,14 +263,14 @@ def _drop(store: Store, keys: Sequence[PartKey]) -> None:
 
 def _sweep(store: Store, packs: Sequence[_Pack], max_unused: float) -> None:
     """First what is wholly dead, so that a full disk has room for what must be moved."""
-    dead = [pack.name for pack in packs if pack.fate(max_unused)[0] == "delete"]
+    dead = [pack for pack in packs if pack.fate(max_unused)[0] == "delete"]
     for at in range(0, len(dead), BATCH_PACKS):
         _delete(store, dead[at : at + BATCH_PACKS])
-    batch: list[str] = []
+    batch: list[_Pack] = []
     moved = 0
     for pack in packs:
         if pack.fate(max_unused)[0] == "rewrite" and _move(store, pack):
-            batch.append(pack.name)
+            batch.append(pack)
             moved += pack.live_bytes
             if moved >= BATCH_BYTES or len(batch) >= BATCH_PACKS:
                 _delete(store, batch)
@@ -289,10 +290,31 @@ def _move(store: Store, pack: _Pack) -> bool:
     return True
 
 
-def _delete(store: Store, names: Sequence[str]) -> None:
+def _delete(store: Store, packs: Sequence[_Pack]) -> None:
+    """Delete packs whose live objects were moved; what was moved is durable, under its final name, before any record says so."""
+    store.seal()
+    names = _deserted(store, packs)
     if not names:
         return
-    store.seal()  # what was moved is durable, under its final name, before the record says so
-    store.append(lambda view: [Draft("gc", None, {"state": "begin", "packs": list(names)})])
+    store.append(lambda view: [Draft("gc", None, {"state": "begin", "packs": names})])
     store.remove_packs(names)
-    store.append(lambda view: [Draft("gc", None, {"state": "swept", "packs": list(names)})])
+    store.append(lambda view: [Draft("gc", None, {"state": "swept", "packs": names})])
+
+
+def _deserted(store: Store, packs: Sequence[_Pack]) -> list[str]:
+    """Names of those whose live objects all have a sound place in some other pack.
+
+    A pack is named by its content: what was moved may have got the very name of a pack that was to go.
+    """
+    used: set[str] = set()
+    for pack in packs:
+        for ref, _ in pack.live:
+            at = store.location(ref)
+            if at is not None and sound_record(store, ref, at):
+                used.add(at.pack)
+            else:
+                pack.keep = "what is needed of it could not be read back from its new place"
+    for pack in packs:
+        if pack.name in used:
+            pack.keep = "what is needed was written again under its name"
+    return [pack.name for pack in packs if not pack.keep]
