@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from blake3 import blake3
@@ -28,7 +28,7 @@ from ..kv import chain
 from ..kv.capture import Identity, KVPending
 from ..kv.groups import full_group
 from ..kv.identity import kv_id, numerics_id
-from ..types import Ref, Sink, Value
+from ..types import EngineLike, LiveSequence, Ref, Sink, Value
 from . import attention, blocks, runner, sampler
 from . import model as model_source
 from .blocks import KV_DTYPES, BlockPool, Order, PagedKV
@@ -367,6 +367,12 @@ class Engine:
                 operation.future.set_result(result)
             else:
                 operation.future.set_exception(error)
+
+
+if TYPE_CHECKING:
+
+    def _conforms(engine: Engine, sequence: Sequence) -> tuple[EngineLike, LiveSequence]:
+        return engine, sequence
 
 
 def _kernel_digest() -> bytes:

@@ -230,9 +230,12 @@ class Sequence:
         drawn = list(nonces) if nonces is not None else [secrets.token_bytes(16) for _ in range(n)]
         if len(drawn) != n:
             raise IncompatibleError(object="fork: nonces", expected=f"{n}", found=f"{len(drawn)}", code="bad-option")
+        self._open("fork")
         return self._engine.between_steps(self, lambda: [self._engine.adopt(self.context.fork(), nonce) for nonce in drawn])
 
     def capture(self, sink: Sink, previous: Ref | None) -> KVPending:
+        """Pin what is new since the last capture. Returns at a step boundary, and waits while too much is pinned."""
+        self._open("capture")
         return self._engine.capture(self, sink, previous)
 
     def prepare(self, source: Source, ref: Ref, *, recompute: Recompute | None = None, model_change: bool = False) -> StagedKV:
@@ -258,9 +261,12 @@ class Sequence:
 
     # Checks
 
-    def _idle(self, what: str) -> None:
+    def _open(self, what: str) -> None:
         if self.closed:
             raise ConflictError(f"cannot {what}", object="sequence", expected="an open sequence", found="a closed one", code="closed")
+
+    def _idle(self, what: str) -> None:
+        self._open(what)
         if self.operation is not None:
             raise ConflictError(
                 f"cannot {what} while another operation runs", object="sequence", code="busy", hint="wait for the handle of the first"

@@ -140,6 +140,7 @@ def _finish(engine: Engine, shadow: Sequence, image: Image, loaded: Loaded, reco
         restored = context.valid
         context.publish(0)
         shadow.held = False
+        engine.lock.notify_all()
     recomputed = image.computed - restored
     if recomputed:
         engine.start(Operation(shadow, goal=image.computed)).result()
