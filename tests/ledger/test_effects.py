@@ -67,6 +67,15 @@ def test_a_failure_of_the_second_dispatch_does_not_clear_the_first() -> None:
     assert record.may_stand
 
 
+def test_a_late_failure_of_the_second_dispatch_does_not_clear_the_first() -> None:
+    journal = Journal()
+    call = call_of(effect_class="idempotent")
+    journal.intent(call)
+    journal.intent(call, record_of(journal, call.key))
+    journal.outcome(call, "failed", None, late=True)
+    assert record_of(journal, call.key).state == "unknown"
+
+
 def test_a_failure_of_the_only_dispatch_is_a_failure() -> None:
     journal = Journal()
     call = call_of()

@@ -193,6 +193,30 @@ def test_what_this_run_dispatched_is_no_candidate() -> None:
     assert ledger.match(call_of(turn=2)).action == "new"
 
 
+def test_a_call_beside_an_equal_one_in_flight_is_new() -> None:
+    journal = Journal()
+    ledger = journal.ledger()
+    ledger.restored(ZERO_MARK)
+    occurrences = Occurrences()
+    first = ledger.match(call_of(occurrences=occurrences)).call
+    ledger.add(journal.intent(first))
+    second = ledger.match(call_of(occurrences=occurrences))
+    assert second.action == "new"
+    assert second.call.key != first.key
+
+
+def test_only_effects_later_than_the_cut_can_overlap() -> None:
+    journal = Journal()
+    call = call_of(args={"amount": 10}, resources=("account/7",))
+    journal.intent(call)
+    journal.outcome(call, "unknown", None)
+    cut = journal.head()
+    ledger = journal.ledger()
+    ledger.restored(cut)
+    assert ledger.match(call_of(turn=2, args={"amount": 20}, resources=("account/7",))).action == "new"
+    assert ledger.match(call_of(turn=2, args={"amount": 10}, resources=("account/7",))).action == "unknown"
+
+
 @pytest.mark.parametrize("effect_class", ["irreversible", "compensable", "authority"])
 def test_unknown_is_refused_until_it_is_resolved_also_in_the_run_that_made_it(effect_class: Any) -> None:
     journal = Journal()

@@ -361,6 +361,19 @@ def test_an_append_list_is_a_sequence() -> None:
         assert not hasattr(items, removal)
 
 
+def test_a_copy_continues_only_what_it_was_copied_from() -> None:
+    store = Memory()
+    original = AppendList(range(40))
+    twin = original.copy()
+    original.extend(range(100, 120))
+    twin.extend(range(200, 230))
+    holder = Holder({"items": original})
+    part = StatePart(holder)
+    ref = saved(part, store)
+    holder.state = {"items": twin}
+    assert restored(store, saved(part, store, ref))["items"] == [*range(40), *range(200, 230)]
+
+
 def test_copies_of_copies_stay_bounded_and_right() -> None:
     store = Memory()
     holder = Holder({"items": AppendList(range(50))})
