@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
 
-from ..errors import CapacityError, CorruptionError, IncompatibleError, StoreError
+from ..errors import CapacityError, CorruptionError, StoreError
 from ..nodes import decode, encode
+from .durable import write_durable
 from .failures import io_errors
 from .ids import ZERO_HASH, hash32
 from .io import IO, File
+from .replay import entry_of
 from .segment import (
     CRITICAL,
     MAX_BODY_BYTES,
@@ -38,7 +40,7 @@ from .segment import (
     records,
     segment_path,
 )
-from .view import KIND_NUMBER, KIND_OF, NOT_CRITICAL, OF_SESSION, Draft, Entry, Undo, View, apply, chain_error, check, check_body, undo
+from .view import KIND_NUMBER, NOT_CRITICAL, OF_SESSION, Draft, Entry, Undo, View, apply, check, check_body, undo
 
 SEGMENT_BYTES: Final = 64 << 20
 Build = Callable[[View], Sequence[Draft]]
@@ -361,34 +363,8 @@ class Journal:
                     "a record is out of order", object=f"{file.path} at {record.begin}", expected=f"number {self._view.seq + 1}",
                     found=str(record.seq), code="journal-damaged",
                 )  # fmt: skip
-            self._apply(record)
+            apply(self._view, entry_of(self._view, record), [])
             self._took(record)
-
-    def _apply(self, record: RawRecord) -> None:
-        kind = KIND_OF.get(record.kind)
-        if kind is None and record.flags & CRITICAL:
-            raise IncompatibleError(
-                "is of an unknown kind",
-                object=f"journal record {record.seq}",
-                found=f"kind {record.kind}",
-                code="unknown-record",
-                hint="use a newer agentckpt",
-            )
-        body = decode(record.body, max_bytes=MAX_BODY_BYTES)
-        where = f"journal record {record.seq}"
-        if not isinstance(body, dict):
-            raise CorruptionError("its body is no map", object=where, code="journal-damaged")
-        if kind is None:
-            kind = "unknown"
-        elif wrong := check_body(kind, body):
-            raise CorruptionError(wrong, object=where, code="journal-damaged")
-        sid, sseq = body.get("sid"), body.get("sseq")
-        chained = kind in OF_SESSION or (
-            kind == "unknown" and isinstance(sid, bytes) and isinstance(sseq, int) and sid in self._view.sessions
-        )
-        if chained and (error := chain_error(self._view, kind, body)):
-            raise error
-        apply(self._view, Entry(record.seq, kind, body["sid"] if chained else None, body["sseq"] if chained else 0, record.hash, body), [])
 
     def _refuse_damage(self, file: File, at: int, size: int) -> None:
         proof = proof_of_damage(file, at, size, self._last_seq)
@@ -415,23 +391,3 @@ class Journal:
         if self._file is None:
             raise StoreError("is closed", object=f"{self._root}/journal", code="closed")
         return self._file
-
-
-def write_durable(io: IO, temporary: str, path: str, pieces: Sequence[bytes], *, mode: int = 0o600) -> None:
-    """Publish a small file whole: temp, fdatasync, rename, directory sync. Raises ``OSError``."""
-    with suppress(FileNotFoundError):
-        io.unlink(temporary)
-    file = io.write_new(temporary, mode=mode)
-    try:
-        file.pwritev(0, pieces)
-        file.fdatasync()
-    finally:
-        file.close()
-    io.rename(temporary, path)
-    io.fsync_dir(path.rpartition("/")[0])
-
-
-def create_journal(io: IO, root: str, store_id: bytes) -> None:
-    """The first segment, durable. ``journal/`` exists."""
-    header = encode_segment_header(SegmentHeader(store_id, 1, 0, 1))
-    write_durable(io, f"{root}/journal/{1:016d}.tmp", segment_path(root, 1), [header])

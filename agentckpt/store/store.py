@@ -21,11 +21,12 @@ from ..errors import AmbiguousIdError, ConflictError, NotFoundError, StoreError
 from ..types import KIND_BYTE, Buffer, Kind, Ref
 from .catalog import Catalog, Damage
 from .config import STORE_ID_BYTES, StoreConfig, encode_config, new_config, read_config
+from .durable import create_journal, write_durable
 from .failures import io_errors
 from .ids import SECRET_BYTES, IdKeys, make_ref
 from .index import Index, LmdbIndex, MemoryIndex
 from .io import IO, RealIO
-from .journal import Build, Journal, create_journal, write_durable
+from .journal import Build, Journal
 from .leases import Lease, boot_id, take_lease, take_writers
 from .objects import Objects, ObjectStats
 from .pack import PackFiles, PackMark, list_packs, pack_path

@@ -228,7 +228,7 @@ def test_threads_that_commit_while_the_disk_fails(seed: int) -> None:
     with Store.init("s", io=model) as store:
         store.append(lambda view: [session_draft(sid, sid.decode()) for sid in sids])
     with small_files():
-        io = UnluckyIO(model, seed, 25)
+        io = UnluckyIO(model, seed, 12)
         store = Store.open("s", io=model)
         store._io = store._objects._io = store._journal._io = store._catalog._io = store._files._io = io  # type: ignore[assignment]
         failures: list[BaseException] = []
@@ -254,7 +254,7 @@ def test_threads_that_commit_while_the_disk_fails(seed: int) -> None:
         for thread in threads:
             thread.join(60)
         assert not failures, f"seed {seed}: {failures}"
-        assert io.num_failures > 5
+        assert io.num_failures > 0
         for crash in (ALL_LOST, ALL_KEPT, 7):
             with Store.open("s", io=model.crash(crash)) as found:
                 for sid in sids:

@@ -409,3 +409,11 @@ def test_the_records_of_one_append_count_together_or_not_at_all(tmp_path: Path) 
         assert sorted(store.view().names) == ["a", "b"]
     with Store.open(tmp_path / "s", mode="ro") as store:
         assert sorted(store.view().names) == ["a", "b"]
+
+
+def test_a_skipped_record_need_not_have_a_place(written: tuple[Path, list[int]]) -> None:
+    for seq, body in enumerate(({"sid": SID, "sseq": 7}, {"sid": SID, "sseq": "7", "prev": b""}, {"sid": 1}), start=7):
+        append_raw(written[0], seq, 99, 0, body)
+    with Store.open(written[0].parent.parent) as store:
+        assert store.view().seq == 9
+        add(store, outcome(0))

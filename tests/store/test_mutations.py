@@ -32,11 +32,11 @@ EXPECTED_SITES = {
     "fdatasync in pack.py flush": 1,
     "fdatasync in journal.py _flush_once": 1,
     "fdatasync in journal.py _ready_segment": 1,
-    "fdatasync in journal.py write_durable": 1,
+    "fdatasync in durable.py write_durable": 1,
     "fsync_dir in pack.py _sync_name": 1,
     "fsync_dir in pack.py seal": 3,
     "fsync_dir in journal.py _flush_once": 1,
-    "fsync_dir in journal.py write_durable": 1,
+    "fsync_dir in durable.py write_durable": 1,
     "fsync_dir in store.py init": 1,
     "fsync_dir in store.py __init__": 2,
 }
