@@ -73,13 +73,15 @@ def test_appending_to_a_large_file_writes_its_end(tmp_path: Path) -> None:
 
 
 def test_a_change_within_the_clock_tick_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same size, same inode, same time, as on a kernel whose file times tick every 10 ms: only the racy rule can know."""
+    """Same size, same inode, same time, as on a filesystem that keeps whole seconds: only the racy rule can know."""
+    exact = scan.stat_key
 
     def coarse(found: os.stat_result) -> scan.StatKey:
-        mode, size, mtime_ns, ctime_ns, inode, device = scan.stat_key(found)
-        return (mode, size, mtime_ns - mtime_ns % 10_000_000, ctime_ns - ctime_ns % 10_000_000, inode, device)
+        mode, size, mtime_ns, ctime_ns, inode, device = exact(found)
+        return (mode, size, mtime_ns - mtime_ns % 1_000_000_000, ctime_ns - ctime_ns % 1_000_000_000, inode, device)
 
-    monkeypatch.setattr(capture, "stat_key", coarse)
+    for module in (capture, scan):
+        monkeypatch.setattr(module, "stat_key", coarse)
     workspace, store = Workspace(tmp_path / "w"), MemoryStore()
     previous = None
     for round_ in range(30):
@@ -88,6 +90,17 @@ def test_a_change_within_the_clock_tick_is_seen(tmp_path: Path, monkeypatch: pyt
         captured = workspace.capture(store, previous).write()
         assert read_path(store, captured.ref, "f") == b"%04d" % round_
         previous = captured.ref
+
+
+def test_a_key_is_racy_as_long_as_the_clock_may_not_have_ticked() -> None:
+    def key(newest_ns: int) -> scan.StatKey:
+        return (0, 0, 5, newest_ns, 1, 1)
+
+    now_ns = 1_700_000_000_123_456_789
+    assert scan.is_racy(key(now_ns), now_ns)
+    assert scan.is_racy(key(now_ns - 4_000_000), now_ns)
+    assert scan.is_racy(key(now_ns + 10**12), now_ns), "a time in the future proves nothing"
+    assert not scan.is_racy(key(now_ns - 30_000_000), now_ns)
 
 
 def test_a_table_is_not_used_for_another_reference(tmp_path: Path) -> None:
