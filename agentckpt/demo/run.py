@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--break", dest="broken", choices=("kv", "verify-off"), help="a control: damage stored KV, or restore zeros in its place"
     )  # fmt: skip
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="name or path (default: smollm2-135m-instruct)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at the same time (default: 2)")
 
 
@@ -48,12 +49,12 @@ def run(args: argparse.Namespace) -> DemoResult:
     note: Note = screen.note if screen is not None else _silent
     bugs = draw_bugs(args.seed, args.bugs)
     root = _root(args.keep)
-    setting = Setting(root, args.seed, bugs, draw_plans(args.seed, len(bugs)), args.broken, args.manual, note)
+    setting = Setting(root, args.seed, bugs, draw_plans(args.seed, len(bugs)), args.model, args.broken, args.manual, note)
     _announce(setting)
     census = take_census(bugs)
     outcomes = _run_all(setting, census, with_arms=not (args.no_arms or args.manual), jobs=args.jobs)
     accounts = {name: account(root / name / "store", SESSION) for name in ("reference", "killed")}
-    probed = _probe(root, accounts["killed"])
+    probed = _probe(setting, accounts["killed"])
     result = assemble(setting, census, outcomes, accounts, probed)
     return replace(judge(result), seconds=time.monotonic() - begin)
 
@@ -97,9 +98,9 @@ def _run_all(setting: Setting, census: Sequence[Census], *, with_arms: bool, job
         return {name: future.result() for name, future in running.items()}
 
 
-def _probe(root: Path, killed: Account) -> Event:
+def _probe(setting: Setting, killed: Account) -> Event:
     """Time a restore and a re-prefill of the same context, alone."""
-    arguments = [str(root / "killed" / "store"), killed.cut]
-    with Worker("agentckpt.demo.probe", arguments, log=root / "probe.log") as worker:
+    arguments = [str(setting.root / "killed" / "store"), killed.cut, "--model", setting.model]
+    with Worker("agentckpt.demo.probe", arguments, log=setting.root / "probe.log") as worker:
         worker.expect(0)
         return next(event for event in worker.events if event.name == "probed")

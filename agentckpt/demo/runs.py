@@ -39,9 +39,15 @@ class Setting:
     seed: int
     bugs: tuple[Unit, ...]
     plans: tuple[Plan, ...]
+    model: str
     broken: str | None
     manual: bool
     note: Note
+
+    @property
+    def options(self) -> list[str]:
+        """What every worker is told."""
+        return ["--seed", str(self.seed), "--model", self.model]
 
     @property
     def order(self) -> list[str]:
@@ -99,7 +105,7 @@ def _place(setting: Setting, name: str) -> Path:
 def _start(
     setting: Setting, place: Path, witness: Witness, *, module: str = "worker", on_event: Callable[[Event], None] | None = None
 ) -> Worker:
-    arguments = [str(place / "store"), str(place / "work"), witness.url, "--seed", str(setting.seed)]
+    arguments = [str(place / "store"), str(place / "work"), witness.url, *setting.options]
     return Worker(f"agentckpt.demo.{module}", arguments, log=place / "worker.log", on_event=on_event)
 
 
@@ -218,7 +224,7 @@ def arm(setting: Setting, name: str) -> Outcome:
     outcome = Outcome()
     plan = setting.plans[-1]
     with Witness.start(honoured=[KEYED]) as witness:
-        arguments = [str(place / "work"), witness.url, "--seed", str(setting.seed)]
+        arguments = [str(place / "work"), witness.url, *setting.options]
         arguments += ["--keep", str(place / "kept")] if name == "chat" else []
         witness.delay(plan.tool, ANSWER_DELAY_S)
         with Worker("agentckpt.demo.plain", arguments, log=place / "worker.log") as worker:
