@@ -198,10 +198,10 @@ from agentckpt.store.io import RealIO
 lock = RealIO(sys.argv[1]).lock("lock")
 pid = os.fork()
 if pid == 0:
-    print("child", lock.held, os.getpid(), flush=True)
+    os.write(1, f"child {lock.held} {os.getpid()}\\n".encode())
     sys.stdin.read()
     os._exit(0)
-print("parent", lock.held, flush=True)
+os.write(1, f"parent {lock.held}\\n".encode())
 os.waitpid(pid, 0)
 """
 
