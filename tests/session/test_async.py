@@ -224,6 +224,8 @@ def test_errors_of_async_tools(opener: Opener) -> None:
 
 
 def test_operations_that_nobody_awaits_keep_their_order(opener: Opener) -> None:
+    opener.engine.delay_s = 0.002
+
     async def main() -> bytes:
         async with opener("order") as session:
             async for _ in session.turns():

@@ -249,6 +249,8 @@ def three_turns(opener: Opener) -> list[str]:
 
 def test_rollback_brings_parts_back_and_lists_what_stands_in_the_world(opener: Opener, workspace: Path) -> None:
     heads = three_turns(opener)
+    with opener() as session:
+        first_nonce, tokens = session.kv.nonce, bytes(session.kv.tokens)
     with opener(at=heads[0]) as session:
         report = session.restored
         assert report is not None
@@ -258,6 +260,7 @@ def test_rollback_brings_parts_back_and_lists_what_stands_in_the_world(opener: O
         assert session.orphans == report.orphaned
         first = bytes(session.kv.tokens)
         nonce = session._live.nonce
+        assert session.kv.nonce == nonce != first_nonce
         sent.clear()
         for turn in session.turns(until=lambda: session.state.step == 2):
             # The same call in the new timeline is not sent a second time; a new one is.
@@ -272,6 +275,9 @@ def test_rollback_brings_parts_back_and_lists_what_stands_in_the_world(opener: O
         assert (session.turn_number, session.state.step) == (2, 2)
         assert session._live.nonce == nonce
         assert bytes(session.kv.tokens).startswith(first)
+        again = bytes(session.kv.tokens)
+        assert (again[: len(again) - 2], len(again)) == (tokens[: len(again) - 2], len(again))
+        assert again != tokens[: len(again)], "the same seed drew the same although the session went back"
         assert [effect.args for effect in session.orphans] == [{"text": "turn 3"}]
 
 
@@ -378,6 +384,7 @@ def test_a_crash_between_owned_and_restored_is_redone(opener: Opener, monkeypatc
 
 def test_a_moved_head_stops_a_restore(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = three_turns(opener)
+    (opener.workspace / "log").write_text("changed since\n")
     inner = opening.prepare_parts
 
     def meanwhile(source: object, checkpoint: object, parts: object) -> Prepared:
@@ -395,6 +402,7 @@ def test_a_moved_head_stops_a_restore(opener: Opener, monkeypatch: pytest.Monkey
     monkeypatch.setattr(opening, "prepare_parts", meanwhile)
     with pytest.raises(ConflictError) as caught:
         opener()
+    assert opener.workspace.joinpath("log").read_text() == "changed since\n"
     assert caught.value.code == "stale-head"
     assert opener.store.view().session_named("agent").epoch == 1
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import agentckpt
-from agentckpt import Session, Store
+from agentckpt import Session, Store, Workspace
 from agentckpt.errors import CapacityError, ConflictError, IncompatibleError, StoreError, ToolError
 from agentckpt.session.cut import Cutter
 from agentckpt.store.io import RealIO
@@ -146,6 +146,29 @@ def test_two_flushes_a_checkpoint(tmp_path: Path, workspace: Path, engine: ToyEn
     assert recorder.num_fdatasync >= 2 * 4
 
 
+def test_intents_are_flushed_before_the_dispatch_and_outcomes_before_the_return(tmp_path: Path) -> None:
+    recorder = RecorderIO(RealIO())
+    Store.init(tmp_path / "store").close()
+    flushed: list[int] = []
+
+    @agentckpt.tool(effect="irreversible")
+    def act() -> int:
+        flushed.append(recorder.num_fdatasync)
+        return 1
+
+    @agentckpt.tool(effect="read")
+    def see() -> int:
+        flushed.append(recorder.num_fdatasync)
+        return 1
+
+    with Store.open(tmp_path / "store", io=recorder) as store, Session.open(store, "agent", state=Agent) as session:
+        turn = next(session.turns())
+        for tool, counts in ((act, (1, 2)), (see, (0, 0))):
+            recorder.reset()
+            turn.call(tool)
+            assert (flushed.pop(), recorder.num_fdatasync) == counts
+
+
 class SlowCuts:
     """Cuts take long; remembers when each was published."""
 
@@ -205,6 +228,7 @@ def test_a_newer_cut_supersedes_the_waiting_one_and_says_so(opener: Opener, monk
     assert superseded
     assert all(info.turn > (info.requested_turn or 0) for info in superseded)
     assert slow.published == sorted(slow.published)
+    assert session.kv.inner.num_pins == 0
     with opener() as session:
         assert bytes(session.kv.tokens) == b"1;3;5;7;"
 
@@ -224,7 +248,7 @@ def test_an_error_of_a_cut_surfaces_at_the_next_call_and_nothing_is_dispatched(t
         return 1
 
     with Store.open(tmp_path / "store", io=faulty) as store:
-        with Session.open(store, "agent", sandbox=workspace, state=Agent) as session:
+        with Session.open(store, "agent", kv=ToyEngine(), sandbox=workspace, state=Agent) as session:
             before = session.head
             loop = session.turns()
             next(loop)
@@ -242,6 +266,7 @@ def test_an_error_of_a_cut_surfaces_at_the_next_call_and_nothing_is_dispatched(t
             session.checkpoint("again").result()
             turn.call(act)
             assert ran == [1]
+            assert session.kv.inner.num_pins == 0
             assert ["CapacityError" in (each.error or "") for each in session.metrics] == [False, True, False]
 
 
@@ -296,13 +321,36 @@ def test_a_tool_that_calls_a_tool_is_refused(opener: Opener) -> None:
         assert caught.value.type_name == "ConflictError"
 
 
+def test_the_class_sandbox_is_granted_only_where_the_network_is_denied(store: Store, workspace: Path) -> None:
+    @agentckpt.tool(effect="sandbox")
+    def inside() -> int:
+        return 1
+
+    def undeclared() -> int:
+        return 1
+
+    def classes(name: str, sandbox: Workspace | None) -> list[tuple[str, bool]]:
+        with Session.open(store, name, sandbox=sandbox, state=Agent) as session:
+            turn = next(session.turns())
+            for tool in (inside, undeclared):
+                turn.call(tool)
+            if sandbox is not None:
+                turn.call(session.sandbox.run, "true")
+            return [(effect.effect_class, effect.sandbox) for effect in session.effects()]
+
+    both = ("irreversible", True)
+    assert classes("allowed", Workspace(workspace, network="allow")) == [both, both, both]
+    assert classes("declared", Workspace(workspace, network="declared-harmless")) == [("sandbox", False), both, ("sandbox", False)]
+    assert classes("none", None) == [("irreversible", False), ("irreversible", False)]
+
+
 def test_owners(opener: Opener, store: Store) -> None:
     with opener():
         with pytest.raises(ConflictError):
             opener()
     with opener() as session:
         assert session.restored is not None
-        assert session.restored.epoch == 2
+        assert session.restored.epoch == store.view().session_named("agent").epoch == 2
 
 
 def test_a_stale_epoch_appends_nothing_but_a_late_outcome(opener: Opener, store: Store, workspace: Path, tmp_path: Path) -> None:

@@ -7,23 +7,28 @@ It keeps the rules of ``LiveSequence``: a capture pins the tokens of its instant
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blake3 import blake3
 
 from agentckpt import Session, Store
-from agentckpt.errors import IncompatibleError
+from agentckpt.errors import ConflictError, IncompatibleError
 from agentckpt.handles import Handle
 from agentckpt.nodes import Node, decode_node, encode_node
 from agentckpt.types import Appendable, Generation, PartRef, PartReport, Ref, Score, Sink, Source
 
 CHUNK_TOKENS = 64
+T = TypeVar("T")
 
 
 class ToyEngine:
-    def __init__(self) -> None:
+    def __init__(self, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
+        """how long an append or a generation takes; another operation meanwhile is refused, as by the included engine"""
         self.num_sampled = 0
         self.num_open = 0
 
@@ -43,6 +48,7 @@ class ToySequence:
         self.ids = list(tokens)
         self.closed = False
         self.num_pins = 0
+        self.busy = False
         engine.num_open += 1
 
     @property
@@ -61,18 +67,36 @@ class ToySequence:
         return [part for piece in item for part in (self.encode(piece) if isinstance(piece, Mapping) else [int(piece)])]
 
     def append(self, item: Appendable) -> Handle[tuple[int, ...]]:
+        self._idle()
         added = self.encode(item)
         if any(not 0 <= number < 256 for number in added):
             return Handle.failed(IncompatibleError("not a token", object="toy"))
         self.ids += added
-        return Handle.of(tuple(added))
+        return self._later(tuple(added))
 
     def generate(self, *, forced: Sequence[int] | None = None, **options: Any) -> Handle[Generation]:
+        self._idle()
         made: list[int] = []
         for position in range(options.get("max_tokens", 8)) if forced is None else range(len(forced)):
             made.append(self._draw(options.get("seed", 0)) if forced is None else forced[position])
             self.ids.append(made[-1])
-        return Handle.of(Generation(bytes(made).decode("latin-1"), tuple(made), tuple(0.0 for _ in made), "length"))
+        return self._later(Generation(bytes(made).decode("latin-1"), tuple(made), tuple(0.0 for _ in made), "length"))
+
+    def _idle(self) -> None:
+        if self.busy:
+            raise ConflictError("another operation runs", object="toy", code="busy")
+
+    def _later(self, value: T) -> Handle[T]:
+        if not self.engine.delay_s:
+            return Handle.of(value)
+        self.busy, future = True, Future()
+
+        def finish() -> None:
+            self.busy = False
+            future.set_result(value)
+
+        threading.Timer(self.engine.delay_s, finish).start()
+        return Handle(future)
 
     def _draw(self, seed: int) -> int:
         self.engine.num_sampled += 1
@@ -86,12 +110,14 @@ class ToySequence:
         return Handle.of([Score(-float(blake3(bytes(self.ids) + repr(item).encode()).digest()[0]), ()) for item in candidates])
 
     def truncate(self, length: int) -> None:
+        self._idle()
         del self.ids[length:]
 
     def fork(self, n: int) -> list[ToySequence]:
         return [ToySequence(self.engine, self.nonce, self.ids) for _ in range(n)]
 
     def capture(self, sink: Sink, previous: Ref | None) -> ToyPending:
+        self._idle()
         self.num_pins += 1
         return ToyPending(self, sink, bytes(self.ids))
 
