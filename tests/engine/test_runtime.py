@@ -40,11 +40,11 @@ def kv_bytes(engine: Engine, sequence: Sequence) -> list[bytes]:
     return [bytes(view) for view in engine.kv.gather(context.runs(0, context.computed))] if context.computed else []
 
 
-def dense_logprobs(ids: list[int]) -> torch.Tensor:
-    """Log-softmax at every position by dense attention: no blocks, no cache."""
+def dense_logprobs(ids: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Log-softmax at every position by dense attention over K and V rounded to ``dtype``: no blocks, no cache."""
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        k, v = (x.to(dtype).float().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
         scores += torch.full(scores.shape[1:], float("-inf")).triu(1)
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
@@ -78,6 +78,19 @@ def test_block_size_and_order_change_no_bit(block_size: int, order: str) -> None
             return result, kv_bytes(made, sequence)
 
     assert run(block_size, order) == run(16, "block")
+
+
+def test_everything_attends_to_rounded_values() -> None:
+    """Prefill, decode and branches alike: with few bits the difference is plain."""
+    with Engine(MODEL, num_blocks=64, max_batch_tokens=64, kv_dtype="bf16") as engine:
+        sequence = opened(engine, "r" * 100)
+        score = sequence.score([[1, 2, 3]]).result(30)[0]
+        made = sequence.generate(forced=[1, 2, 3]).result(30)
+        rounded, exact = dense_logprobs([*sequence.tokens], torch.bfloat16), dense_logprobs([*sequence.tokens])
+        for at, id in enumerate(made.ids):
+            assert made.logprobs[at] == pytest.approx(float(rounded[99 + at, id]), abs=1e-4)
+            assert score.logprobs[at] == pytest.approx(float(rounded[99 + at, id]), abs=1e-4)
+        assert max(abs(made.logprobs[at] - float(exact[99 + at, id])) for at, id in enumerate(made.ids)) > 1e-3
 
 
 def test_sampling_depends_on_seed_and_nonce_alone(engine: Engine) -> None:
@@ -423,13 +436,15 @@ def test_closing_ends_what_runs() -> None:
     paused.close()
     sequence.pause()
     waiting = sequence.generate(max_tokens=2)
+    thread = engine._thread
     engine.close()
     engine.close()
     with pytest.raises(ConflictError):
         waiting.result(30)
     with pytest.raises(ConflictError):
         engine.open_sequence()
-    assert not any(thread.name == "agentckpt-engine" and thread.is_alive() for thread in threading.enumerate())
+    assert thread is not None
+    assert not thread.is_alive()
 
 
 # Prefix reuse
@@ -452,6 +467,20 @@ def test_exact_reuse_is_invisible() -> None:
         other = opened(engine, "k" * 31 + "j" * 99)
         other.generate(max_tokens=1).result(30)
         assert other.num_reused == 0
+
+
+def test_exact_reuse_takes_nothing_that_was_computed_otherwise() -> None:
+    with Engine(MODEL, num_blocks=128, max_batch_tokens=32) as engine:
+        donor = opened(engine, "k" * 40)
+        donor.generate(forced=[107] * 60).result(30)
+        same = opened(engine, "k" * 100)
+        same.generate(max_tokens=1).result(30)
+        assert same.num_reused == 32
+        with Engine(MODEL, num_blocks=128, max_batch_tokens=32, prefix_reuse="off") as plain:
+            alone = opened(plain, "k" * 100)
+            alone.generate(max_tokens=1).result(30)
+            assert kv_bytes(engine, same) == kv_bytes(plain, alone)
+            assert same.spans == alone.spans
 
 
 def test_any_reuse_takes_every_known_sixteen_tokens() -> None:

@@ -134,6 +134,20 @@ def test_a_damaged_chunk_is_recomputed_from_there_along_the_spans(engine: Engine
         assert continuation(twin) == continuation(sequence)
 
 
+def test_a_recompute_begins_with_a_whole_piece() -> None:
+    store = DictStore()
+    with Engine(MODEL, num_blocks=64, max_batch_tokens=96) as engine:
+        sequence, ref = captured(engine, store)
+        before = kv_bytes(engine, sequence)
+    store.broken.add(store.chunks(ref)[2][0])
+    with Engine(MODEL, num_blocks=64, max_batch_tokens=96) as other:
+        twin = other.open_sequence(nonce=bytes(16))
+        report = twin.prepare(store, ref).commit()
+        assert (report.restored, report.recomputed, report.rejected) == (96, 133, 64)
+        assert kv_bytes(other, twin) == before
+        other.check()
+
+
 def test_a_fast_recompute_says_prefix_equivalent(engine: Engine) -> None:
     store = DictStore()
     sequence, ref = captured(engine, store)
