@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
+import re
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,3 +83,29 @@ def test_zeros_in_place_of_kv_are_seen_in_the_tokens(tmp_path: Path) -> None:
     assert not result.clean
     assert not result.tokens_identical
     assert result.exit_code == 1
+
+
+class Killer:
+    """A person with a terminal: reads the process id, waits a moment, and kills; twice."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+
+    def note(self, text: str) -> None:
+        found = re.search(r"kill -9 (\d+)", text)
+        if found is not None:
+            self.pids.append(int(found[1]))
+            if len(self.pids) <= 2:
+                threading.Timer(1.5 + len(self.pids), os.kill, (self.pids[-1], signal.SIGKILL)).start()
+
+
+@pytest.mark.slow
+def test_by_hand(tmp_path: Path, tiny_model: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args(["--keep", str(tmp_path / "kept"), "--bugs", "1", "--manual", "--model", str(tiny_model)])
+    options.screen = Killer()
+    result = run(options)
+    assert result.clean, result.reasons
+    assert [kill.planned for kill in result.killed] == ["manual", "manual"]
+    assert len(set(options.screen.pids)) == 3
