@@ -46,6 +46,7 @@ def _turns(turns: Sequence[TurnRow], screen: Screen) -> None:
     ]
     header = ["turn", "tokens", "logical", "new", "pause ms", "exposed ms", "durable ms"]
     screen.table(header, rows, right=range(7))
+    screen.line("new = bytes given to the store; it drops what it has already")
     if any(turn.durable_s is None for turn in turns):
         screen.line("- : the worker was killed, or ended, before it could tell")
 
