@@ -128,6 +128,31 @@ class Worker:
         self.kill()
 
 
+class Crew:
+    """All workers of a demo, so that an interrupt, or the failure of one run, ends the others. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._workers: list[Worker] = []
+        self._stopped = False
+
+    def start(self, module: str, arguments: Sequence[str], *, log: Path, on_event: Callable[[Event], None] | None = None) -> Worker:
+        """A new worker. Raises ``StoreError`` after ``stop``."""
+        with self._lock:
+            if self._stopped:
+                raise StoreError("the demo was stopped")
+            worker = Worker(module, arguments, log=log, on_event=on_event)
+            self._workers.append(worker)
+            return worker
+
+    def stop(self) -> None:
+        """Kill every worker; no new one starts."""
+        with self._lock:
+            self._stopped = True
+            for worker in self._workers:
+                worker.kill()
+
+
 def _event(line: str) -> Event | None:
     try:
         facts = cast("dict[str, Any]", json.loads(line))

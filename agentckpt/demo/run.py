@@ -6,7 +6,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from . import runs
 from .census import Census, take_census
 from .compare import Account, account
 from .kills import draw_plans
-from .processes import Event, Worker
+from .processes import Event
 from .project import draw_bugs
 from .results import DemoResult
 from .runs import Commentary, Note, Outcome, Setting
@@ -95,12 +95,18 @@ def _run_all(setting: Setting, census: Sequence[Census], *, with_arms: bool, job
     work["reference"] = lambda: runs.reference(setting)
     with ThreadPoolExecutor(1 if setting.manual else max(1, jobs)) as threads:
         running = {name: threads.submit(job) for name, job in work.items()}
+        try:
+            for future in as_completed(running.values()):
+                future.result()
+        except BaseException:
+            setting.crew.stop()
+            raise
         return {name: future.result() for name, future in running.items()}
 
 
 def _probe(setting: Setting, killed: Account) -> Event:
     """Time a restore and a re-prefill of the same context, alone."""
     arguments = [str(setting.root / "killed" / "store"), killed.cut, "--model", setting.model]
-    with Worker("agentckpt.demo.probe", arguments, log=setting.root / "probe.log") as worker:
+    with setting.crew.start("agentckpt.demo.probe", arguments, log=setting.root / "probe.log") as worker:
         worker.expect(0)
         return next(event for event in worker.events if event.name == "probed")

@@ -19,7 +19,7 @@ from .breaks import Flip, flip_kv_byte
 from .catalogue import Unit
 from .census import Census
 from .kills import ANSWER_DELAY_S, Plan, carry_out, latest_turn
-from .processes import Event, Worker
+from .processes import Crew, Event, Worker
 from .project import build
 from .results import Kill, Resume
 from .tools import KEYED
@@ -43,6 +43,7 @@ class Setting:
     broken: str | None
     manual: bool
     note: Note
+    crew: Crew = field(default_factory=Crew)
 
     @property
     def options(self) -> list[str]:
@@ -106,7 +107,7 @@ def _start(
     setting: Setting, place: Path, witness: Witness, *, module: str = "worker", on_event: Callable[[Event], None] | None = None
 ) -> Worker:
     arguments = [str(place / "store"), str(place / "work"), witness.url, *setting.options]
-    return Worker(f"agentckpt.demo.{module}", arguments, log=place / "worker.log", on_event=on_event)
+    return setting.crew.start(f"agentckpt.demo.{module}", arguments, log=place / "worker.log", on_event=on_event)
 
 
 def reference(setting: Setting) -> Outcome:
@@ -227,7 +228,7 @@ def arm(setting: Setting, name: str) -> Outcome:
         arguments = [str(place / "work"), witness.url, *setting.options]
         arguments += ["--keep", str(place / "kept")] if name == "chat" else []
         witness.delay(plan.tool, ANSWER_DELAY_S)
-        with Worker("agentckpt.demo.plain", arguments, log=place / "worker.log") as worker:
+        with setting.crew.start("agentckpt.demo.plain", arguments, log=place / "worker.log") as worker:
             outcome.kills.append(carry_out(plan, worker, witness, setting.order))
             outcome.events.append(worker.events)
         witness.delay(plan.tool, 0.0)
@@ -235,7 +236,7 @@ def arm(setting: Setting, name: str) -> Outcome:
             shutil.rmtree(place / "work")
             build(place / "work", setting.bugs)
         begin = time.monotonic()
-        with Worker("agentckpt.demo.plain", arguments, log=place / "worker.log") as worker:
+        with setting.crew.start("agentckpt.demo.plain", arguments, log=place / "worker.log") as worker:
             outcome.exit_code = worker.expect(0)
             outcome.events.append(worker.events)
         outcome.back_s = time.monotonic() - begin

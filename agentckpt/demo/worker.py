@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ SESSION = "repair"
 NUM_BRANCHES = 3
 CPU_LIMIT_S = 5
 """of one run of the tests: an edit can make a loop endless, and seconds of the clock would depend on who else is busy"""
-RUN_TESTS = f"ulimit -t {CPU_LIMIT_S}; exec {sys.executable} -m pytest -q --tb=no -p no:cacheprovider "
+RUN_TESTS = f"ulimit -t {CPU_LIMIT_S}; exec {shlex.quote(sys.executable)} -m pytest -q --tb=no -p no:cacheprovider "
 ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
 
 

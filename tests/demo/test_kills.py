@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentckpt.demo.kills import Plan, carry_out, draw_plans
-from agentckpt.demo.processes import Worker
+from agentckpt.demo.processes import Crew, Worker
 from agentckpt.demo.tools import ASKED, DEPLOYS, KEYED, NEITHER
 from agentckpt.errors import StoreError
 from agentckpt.testing.witness import Witness, post
@@ -71,6 +71,15 @@ def test_a_kill_reaches_the_whole_group(talker: Path) -> None:
             time.sleep(0.01)
         assert not alive(event.facts["pid"])
         assert not worker.kill(), "it is dead already"
+
+
+def test_a_crew_that_is_stopped_is_dead_and_starts_nobody(talker: Path) -> None:
+    crew = Crew()
+    workers = [crew.start("talker_program", ['["sleep"]', "0"], log=talker / "log") for _ in range(2)]
+    crew.stop()
+    assert [worker.running() for worker in workers] == [False, False]
+    with pytest.raises(StoreError, match="stopped"):
+        crew.start("talker_program", ['["sleep"]', "0"], log=talker / "log")
 
 
 @pytest.mark.parametrize(
