@@ -24,7 +24,7 @@ from ..errors import ConflictError
 from ..handles import Handle
 from ..manifest import Checkpoint, CutFacts, check_cut, encode_checkpoint
 from ..types import KIND_BYTE, PartRef, Pending, Ref, Value
-from .executor import pool, run
+from .executor import Watched, pool, run
 from .live import Head, Live
 from .report import CheckpointInfo, TurnMetrics
 
@@ -50,7 +50,7 @@ class Cut:
     started_s: float
     pause_s: float = 0.0
     exposed_s: float = 0.0
-    requested: Future[CheckpointInfo] = field(default_factory=Future)
+    requested: Watched[CheckpointInfo] = field(default_factory=Watched)
     superseded: list[Cut] = field(default_factory=list)
 
 
@@ -63,7 +63,7 @@ class Cutter:
         self._idle = threading.Condition(self._lock)
         self._running: Cut | None = None
         self._waiting: Cut | None = None
-        self._error: BaseException | None = None
+        self._failed: Cut | None = None
         self._broken: BaseException | None = None
         self._newest: Cut | None = None
 
@@ -112,7 +112,7 @@ class Cutter:
             self._write_or_fail(cut)
         else:
             self._enqueue(cut)
-        return Handle(cut.requested)
+        return cut.requested
 
     def _enqueue(self, cut: Cut) -> None:
         with self._lock:
@@ -140,7 +140,7 @@ class Cutter:
         with self._lock:
             newest, broken = self._waiting or self._running, self._broken
         if newest is not None:
-            return Handle(newest.requested)
+            return Handle(newest.requested._future)
         if broken is not None:
             raise ConflictError(
                 f"the last cut failed: {type(broken).__name__}: {broken}", code="cut-failed", object=f"session {self._live.name}",
@@ -169,9 +169,10 @@ class Cutter:
             self._idle.wait_for(lambda: self._running is None)
 
     def raise_error(self) -> None:
-        """Raise what a cut in the background ran into, once."""
+        """Raise what a cut in the background ran into, once, and not if somebody saw it in the cut's own handle."""
         with self._lock:
-            error, self._error = self._error, None
+            failed, self._failed = self._failed, None
+        error = failed.requested.unseen_error() if failed is not None else None
         if error is not None:
             raise error
 
@@ -195,15 +196,15 @@ class Cutter:
             _release(cut)
             self._live.metrics.append(_metrics(cut, {}, error))
             with self._lock:
-                self._error = self._broken = error
+                self._failed, self._broken = cut, error
             for each in (cut, *cut.superseded):
-                each.requested.set_exception(error)
+                each.requested._future.set_exception(error)
             return
         with self._lock:
             self._broken = None
-        cut.requested.set_result(info)
+        cut.requested._future.set_result(info)
         for each in cut.superseded:
-            each.requested.set_result(_for_superseded(info, each.turn))
+            each.requested._future.set_result(_for_superseded(info, each.turn))
 
     def _publish(self, cut: Cut) -> CheckpointInfo:
         live = self._live

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..handles import Handle
 
@@ -66,6 +66,31 @@ def chain(handle: Handle[T], target: Future[T]) -> None:
             target.set_result(done.result())
 
     handle._future.add_done_callback(copy)
+
+
+class Watched(Handle[T]):
+    """A handle that knows whether anybody looked at its result."""
+
+    def __init__(self) -> None:
+        super().__init__(Future())
+        self._seen = False
+
+    def result(self, timeout_s: float | None = None) -> T:
+        try:
+            return super().result(timeout_s)
+        finally:
+            self._seen = self._seen or self._future.done()  # a timeout is no look at the result
+
+    def __await__(self) -> Generator[Any, None, T]:
+        self._seen = True
+        return super().__await__()
+
+    def unseen_error(self) -> BaseException | None:
+        """The error, once, if the operation failed and nobody looked."""
+        if self._seen or not self._future.done():
+            return None
+        self._seen = True
+        return self._future.exception()
 
 
 class Strand:

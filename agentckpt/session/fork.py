@@ -26,9 +26,10 @@ from ..store.leases import host_identity
 from ..types import EFFECT_CLASSES, EffectClass, LiveSequence, Mark, Part
 from .cut import Cutter
 from .executor import on_loop_thread, submit
+from .lineage import ancestors_of
 from .live import Live
 from .log import BodyOf, JournalLog, MemoryLog
-from .opening import SID_BYTES, Opened, Options, Parts, ancestors_of, make_live, resume
+from .opening import SID_BYTES, Opened, Options, Parts, make_live, resume
 from .restore import NONCE_BYTES, commit_parts, nonce_of, prepare_parts, read_checkpoint, resolve_id
 from .segments import Segments
 from .state import StatePart

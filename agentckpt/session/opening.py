@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from blake3 import blake3
-
 from ..errors import ConflictError, IncompatibleError
-from ..ledger import Ancestor, EffectRecord, Ledger, action_of
-from ..ledger.values import load_value
-from ..manifest import Checkpoint, CutFacts, check_cut
+from ..ledger import EffectRecord, Ledger, action_of
+from ..manifest import Checkpoint
 from ..store import Lease, SessionView, Store, View
 from ..store.leases import host_identity
-from ..types import Mark, Part
+from ..types import Part
 from .cut import Cutter
+from .lineage import check_restored, first_nonce, next_nonce, session_ledger
 from .live import Divergence, Head, Live
 from .log import JournalLog
 from .report import RestoreMode, RestoreReport
 from .restore import (
-    NONCE_BYTES,
     Prepared,
     as_sandbox,
     commit_parts,
@@ -277,7 +274,7 @@ def _plan(options: Options, store: Store, view: View, session: SessionView) -> P
         checkpoint.mark, sid=checkpoint.session, mode="rollback" if mode == "rollback" else "recover",
         keys=(*checkpoint.in_flight, *checkpoint.undelivered),
     )  # fmt: skip
-    _check_restored(ledger, checkpoint)
+    check_restored(ledger, checkpoint)
     nonce = bytes(session.head["nonce"])
     if mode == "rollback":
         nonce = next_nonce(nonce, session.generation + 1)
@@ -285,44 +282,6 @@ def _plan(options: Options, store: Store, view: View, session: SessionView) -> P
     turn = checkpoint.turn
     segments = recorded_segments(later, turn + 1) if mode == "recover" else {}
     return Plan(session, checkpoint, ledger, mode, nonce, turn, segments)
-
-
-def first_nonce(name: str) -> bytes:
-    """A new session's nonce is a function of its name: the same program, name and seeds draw the same, in any store."""
-    return blake3(name.encode(), derive_key_context="agentckpt v1 session nonce").digest(NONCE_BYTES)
-
-
-def next_nonce(nonce: bytes, generation: int) -> bytes:
-    """After a rollback: other draws than the first time, and the same ones if the rollback is done again."""
-    return blake3(nonce + generation.to_bytes(8, "little"), derive_key_context="agentckpt v1 rollback nonce").digest(NONCE_BYTES)
-
-
-def session_ledger(store: Store, view: View, session: SessionView) -> Ledger:
-    """The ledger of a session with its ancestors' up to each fork."""
-    return Ledger(
-        sid=session.sid,
-        entries=session.entries,
-        ancestors=ancestors_of(view, session.parent),
-        load=lambda value: load_value(value, store.get),
-    )
-
-
-def ancestors_of(view: View, parent: Mapping[str, Any] | None) -> Sequence[Ancestor]:
-    """Oldest first. An ancestor that was removed from the store cannot be read: its effects are unknown to the fork."""
-    chain: list[Ancestor] = []
-    while parent is not None:
-        session = view.sessions.get(parent["sid"])
-        if session is None:
-            break
-        chain.append(Ancestor(session.sid, session.entries, Mark(parent["sseq"], parent["hash"])))
-        parent = session.parent
-    return chain[::-1]
-
-
-def _check_restored(ledger: Ledger, checkpoint: Checkpoint) -> None:
-    later = {record.key for record in ledger.effects_after(checkpoint.mark, sid=checkpoint.session)}
-    still_open = {bytes.fromhex(record.key) for record in ledger.open_effects if record.key not in later}
-    check_cut(checkpoint, CutFacts(open_keys=frozenset(still_open)))
 
 
 def _own(options: Options, store: Store, plan: Plan, parts: Parts, lease: Lease) -> Opened:

@@ -10,41 +10,16 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..handles import Handle
 from ..types import Appendable, Generation, LiveSequence, Pending, Ref, Score, Sink
-from .executor import chain, on_loop_thread, pool
+from .executor import Watched, chain, on_loop_thread, pool
 from .segments import Segments, show_ids
 
 T = TypeVar("T")
-
-
-class Operation(Handle[T]):
-    """A handle that knows whether anybody looked at its result."""
-
-    def __init__(self) -> None:
-        super().__init__(Future())
-        self._seen = False
-
-    def result(self, timeout_s: float | None = None) -> T:
-        value = super().result(timeout_s)  # a timeout is no look at the result
-        self._seen = True
-        return value
-
-    def __await__(self) -> Generator[Any, None, T]:
-        self._seen = True
-        return super().__await__()
-
-    def unseen_error(self) -> BaseException | None:
-        """The error, once, if the operation failed and nobody looked."""
-        if self._seen or not self._future.done():
-            return None
-        self._seen = True
-        return self._future.exception()
 
 
 class RecordingSequence:
@@ -59,8 +34,8 @@ class RecordingSequence:
         self._segments = segments
         self._guard = guard
         self._lock = threading.Lock()
-        self._last: Operation[Any] | None = None
-        self._last_append: Operation[Any] | None = None
+        self._last: Watched[Any] | None = None
+        self._last_append: Watched[Any] | None = None
 
     # reading
 
@@ -148,8 +123,8 @@ class RecordingSequence:
 
     # one operation after the other
 
-    def _enqueue(self, start: Callable[[], Handle[T]]) -> Operation[T]:
-        operation: Operation[T] = Operation()
+    def _enqueue(self, start: Callable[[], Handle[T]]) -> Watched[T]:
+        operation: Watched[T] = Watched()
         with self._lock:
             before, self._last = self._last, operation
 

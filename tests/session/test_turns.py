@@ -17,8 +17,9 @@ from agentckpt.session.cut import Cutter
 from agentckpt.store.io import RealIO
 from agentckpt.testing.faults import Fault, FaultyIO
 from agentckpt.testing.recorder import RecorderIO
+from agentckpt.types import PartRef
 
-from .toy import Agent, Opener, ToyEngine
+from .toy import Agent, Opener, ToyEngine, ToyPending
 
 
 @agentckpt.tool(effect="read")
@@ -268,6 +269,69 @@ def test_an_error_of_a_cut_surfaces_at_the_next_call_and_nothing_is_dispatched(t
             assert ran == [1]
             assert session.kv.inner.num_pins == 0
             assert ["CapacityError" in (each.error or "") for each in session.metrics] == [False, True, False]
+
+
+def test_a_cut_that_fails_in_one_part_gives_back_the_pins_of_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = {"a": ToyEngine(), "b": ToyEngine()}
+    with Session.open(store, "pins", kv=engines, state=Agent) as session:
+        inner = ToyPending.write
+
+        def write(pending: ToyPending) -> PartRef:
+            if pending.sequence.engine is engines["a"]:
+                pending.cancel()
+                raise OSError("on purpose")
+            return inner(pending)
+
+        monkeypatch.setattr(ToyPending, "write", write)
+        with pytest.raises(OSError, match="on purpose"):
+            session.checkpoint().result()
+        assert [session.kv[name].inner.num_pins for name in "ab"] == [0, 0]
+        monkeypatch.undo()
+        session.kv["a"].append("x").result()  # the error was seen, so it does not come up again
+
+
+def test_calls_that_leave_a_post_state_have_the_sandbox_alone(opener: Opener) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def step(alone: bool) -> int:
+        inside.append(1)
+        time.sleep(0.01)
+        most.append(len(inside) if alone else 0)
+        inside.pop()
+        return 1
+
+    @agentckpt.tool(effect="idempotent", sandbox=True)
+    def both(number: int) -> int:
+        return step(True)
+
+    @agentckpt.tool(effect="sandbox")
+    def command(number: int) -> int:
+        return step(False)
+
+    with opener() as session:
+        turn = next(session.turns())
+        handles = [turn.submit(tool, number=number) for number in range(6) for tool in (both, command, command)]
+        assert [handle.result() for handle in handles] == [1] * 18
+        posts = [effect.post for effect in session.effects() if effect.tool == "both"]
+        assert len(posts) == 6
+        assert None not in posts
+    assert set(most) == {0, 1}
+
+
+def test_an_error_that_nobody_looked_at_fails_the_next_operation(opener: Opener) -> None:
+    with opener() as session:
+        next(session.turns())
+        session.kv.append([999])
+        with pytest.raises(IncompatibleError):
+            session.kv.generate(max_tokens=2).result()
+        failed = session.kv.append([999])
+        with pytest.raises(IncompatibleError):
+            failed.result()
+        session.kv.append("seen, so this one works").result()
+        session.kv.append([999])
+        with pytest.raises(IncompatibleError):
+            session.checkpoint().result()
 
 
 def test_an_outcome_that_cannot_be_written_is_owed_and_the_effect_is_not_repeated(tmp_path: Path, workspace: Path) -> None:
