@@ -34,6 +34,8 @@ SESSION = "repair"
 NUM_BRANCHES = 3
 CPU_LIMIT_S = 5
 """of one run of the tests: an edit can make a loop endless, and seconds of the clock would depend on who else is busy"""
+CLOCK_LIMIT_S = 600.0
+"""far above it: it must never decide"""
 RUN_TESTS = f"ulimit -t {CPU_LIMIT_S}; exec {shlex.quote(sys.executable)} -m pytest -q --tb=no -p no:cacheprovider "
 ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
 
@@ -65,7 +67,7 @@ def tell_cuts(session: Any) -> None:
 def survey(session: Any, turn: Any) -> None:
     """Run all tests once, to learn what fails."""
     say("running", turn=turn.number, tests="all")
-    result = turn.call(session.sandbox.run, command=RUN_TESTS + "tests")
+    result = turn.call(session.sandbox.run, command=RUN_TESTS + "tests", timeout_s=CLOCK_LIMIT_S)
     session.state.failing = failing_units(result.stdout)
     say("surveyed", turn=turn.number, failing=len(session.state.failing))
 
@@ -112,7 +114,8 @@ def passes(branch: Any, unit: str, edit: Edit) -> bool:
     """Write the edited module into a branch's own files and context, and run its tests there."""
     branch.sandbox.write_file(source_path(unit), edit.text)
     branch.kv.append(edit.text).result()
-    return bool(branch.call(branch.sandbox.run, command=RUN_TESTS + tests_path(unit)).exit_code == 0)
+    result = branch.call(branch.sandbox.run, command=RUN_TESTS + tests_path(unit), timeout_s=CLOCK_LIMIT_S)
+    return bool(result.exit_code == 0)
 
 
 def close(session: Any, turn: Any, unit: str, edits: Sequence[Edit], winner: int, seed: int) -> None:
@@ -140,7 +143,8 @@ def one_more_assertion(session: Any, turn: Any, unit: str, function: str, seed: 
     verdict = "not tried" if line is None else "fails"
     if line is not None:
         session.sandbox.write_file(tests_path(unit), f"{tests}\n{opening}    {line}\n")
-        if turn.call(session.sandbox.run, command=RUN_TESTS + tests_path(unit)).exit_code == 0:
+        result = turn.call(session.sandbox.run, command=RUN_TESTS + tests_path(unit), timeout_s=CLOCK_LIMIT_S)
+        if result.exit_code == 0:
             verdict = "passes"
         else:
             session.sandbox.write_file(tests_path(unit), tests)
