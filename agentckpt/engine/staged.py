@@ -71,7 +71,7 @@ def stage(engine: Engine, live: Sequence, source: Source, ref: Ref, *, recompute
         read = time.perf_counter()
         loaded = _load(engine, shadow, source, image)
         copied = time.perf_counter()
-        report = _finish(engine, shadow, image, loaded, recompute)
+        report = _finish(engine, shadow, source, image, loaded, recompute)
     except BaseException:
         shadow.held = False
         shadow.close()
@@ -121,14 +121,14 @@ def _take_blocks(engine: Engine, shadow: Sequence, end: int) -> Sequential[Run] 
         return context.runs(first, end)
 
 
-def _finish(engine: Engine, shadow: Sequence, image: Image, loaded: Loaded, recompute: Recompute) -> PartReport:
+def _finish(engine: Engine, shadow: Sequence, source: Source, image: Image, loaded: Loaded, recompute: Recompute) -> PartReport:
     """Compute what the store could not give, and say what happened."""
     context = shadow.context
     with engine.lock:
         context.valid = loaded.restored
         context.computed = image.computed
         context.trim()
-        context.base = Base(image.written(), image.marks(loaded.restored))
+        context.base = Base(image.written(source), image.marks(loaded.restored))
         context.marks = [context.base.marks]
         if recompute == "fast" and context.valid < context.computed:
             context.computed = context.valid

@@ -235,7 +235,7 @@ def _write(pending: KVPending) -> tuple[Written, PartRef]:
     lists |= {"messages": cut.messages.write(sink), "edits": cut.edits.write(sink), "blocks": blocks}
     ref = put_node(sink, _kv_node(cut, lists, groups, tail_refs, captured=bool(refs or tail_refs)))
     written = Written(
-        ref=ref, sink=_weak(pending.sink), block_refs=refs, num_tokens=cut.num_tokens,
+        ref=ref, sink=weakly(pending.sink), block_refs=refs, num_tokens=cut.num_tokens,
         tokens=lists["tokens"], spans=lists["spans"], messages=lists["messages"], edits=lists["edits"], blocks=blocks,
     )  # fmt: skip
     num_captured = len(refs) * BLOCK_TOKENS + cut.computed % BLOCK_TOKENS * bool(tail_refs)
@@ -279,8 +279,9 @@ def _kv_node(cut: Cut, lists: dict[str, MerkleList], groups: Sequence[Group], ta
     return Node("kv", tuple(strong), tuple(weak), body)
 
 
-def _weak(sink: Sink) -> Callable[[], object | None]:
+def weakly(store: object) -> Callable[[], object | None]:
+    """A weak reference to a sink, or to a source that is the same object; gives None where there can be none."""
     try:
-        return weakref.ref(sink)
+        return weakref.ref(store)
     except TypeError:
         return lambda: None

@@ -17,7 +17,7 @@ from ..errors import CapacityError, CorruptionError, IncompatibleError, NotFound
 from ..nodes import MerkleList, Node, get_node
 from ..types import Ref, Source
 from . import spans as span_rules
-from .capture import KVMemory, Marks, Message, Run, Written
+from .capture import KVMemory, Marks, Message, Run, Written, weakly
 from .groups import BLOCK_TOKENS, Group, read_groups, total_heads
 from .spans import Span
 
@@ -45,11 +45,11 @@ class Image:
     tail_refs: tuple[Ref, ...]
     lists: dict[str, MerkleList]
 
-    def written(self) -> Written:
-        """The state that the next capture to the same store may build on."""
+    def written(self, source: Source) -> Written:
+        """The state that the next capture to the same store may build on: ``source``, or one that published ``ref``."""
         whole = next((index for index, refs in enumerate(self.block_refs) if not refs), len(self.block_refs))
         return Written(
-            ref=self.ref, sink=lambda: None, block_refs=self.block_refs[:whole], num_tokens=len(self.tokens), **self.lists
+            ref=self.ref, sink=weakly(source), block_refs=self.block_refs[:whole], num_tokens=len(self.tokens), **self.lists
         )  # fmt: skip
 
     def marks(self, num_restored: int) -> Marks:

@@ -106,6 +106,23 @@ def test_a_capture_after_a_restore_costs_what_is_new(engine: Engine) -> None:
         assert store.num_puts - puts <= 2 + 2 + 1
 
 
+def test_a_fork_of_a_restored_sequence_builds_on_what_it_was_restored_from(engine: Engine) -> None:
+    store = DictStore()
+    _, ref = captured(engine, store, 400)
+    with Engine(MODEL, **OPTIONS) as other:
+        twin = other.open_sequence(nonce=bytes(16))
+        twin.prepare(store, ref).commit()
+        (branch,) = twin.fork(1)
+        twin.generate(forced=[1] * 3).result(30)
+        newer = twin.capture(store, ref).write().ref  # published meanwhile: the branch was restored from an older one
+        pending = branch.capture(store, newer)
+        assert len(pending.cut.known_refs) == 6
+        pending.cancel()
+        pending = branch.capture(DictStore(), newer)
+        assert len(pending.cut.known_refs) == 0
+        pending.cancel()
+
+
 # Damage
 
 
