@@ -16,7 +16,7 @@ from ..sandbox import read_path, tree_diff, walk_tree
 from ..session.state import read_state
 from ..store import Store
 from . import render as r
-from .stores import part_node
+from .stores import UsageError, part_node
 
 MAX_STATE_LINES = 400
 
@@ -34,7 +34,7 @@ def token_ids(store: Store, node: Node, start: int = 0) -> list[int]:
 def token_text(node: Node, ids: list[int], model: str | None) -> str:
     """The tokens as text, by the tokenizer of ``model``; refused if its digest is not the checkpoint's."""
     if model is None:
-        raise NotFoundError("a tokenizer is needed", code="no-tokenizer", hint="add --model NAME, for example smollm2-135m-instruct")
+        raise UsageError("a tokenizer is needed", code="no-tokenizer", hint="add --model NAME, for example smollm2-135m-instruct")
     from ..engine.load import load_tokenizer
 
     tokenizer, digest = load_tokenizer(model)

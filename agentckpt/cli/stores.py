@@ -6,13 +6,20 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CorruptionError, NotFoundError
+from ..errors import AgentckptError, CorruptionError, NotFoundError
 from ..manifest import Checkpoint, decode_checkpoint
 from ..nodes import Node, decode_node
 from ..store import SessionView, Store, View
 from ..types import KIND_BYTE, Ref
 
 MAX_NODE_BYTES = 16 * 2**20
+
+
+class UsageError(AgentckptError, ValueError):
+    """The command line lacks something, or says it twice. The exit code is the one of argparse."""
+
+    exit_code = 2
+    default_code = "usage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,7 @@ class Found:
 
 def open_store(args: argparse.Namespace, *, write: bool = False) -> Store:
     if not args.store:
-        raise NotFoundError("no store was named", code="no-store", hint="pass -s DIR, or set AGENTCKPT_STORE")
+        raise UsageError("no store was named", code="no-store", hint="pass -s DIR, or set AGENTCKPT_STORE")
     return Store.open(args.store, mode="rw" if write else "ro")
 
 

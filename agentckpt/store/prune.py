@@ -95,9 +95,11 @@ class PruneReport:
         ]
         kept = [pack for pack in self.packs if pack.fate == "keep" and pack.reason]
         lines += [f"pack {pack.pack[:16]} stays: {pack.reason}" for pack in kept]
+        left = sum(pack.dead_bytes for pack in self.packs if pack.fate == "keep")
         lines.append(
-            f"{self.num_objects_removed} objects, {self.freed_bytes} bytes {'would be' if self.dry_run else 'were'} freed; "
-            f"{self.num_packs_removed} of {len(self.packs)} packs"
+            f"objects freed: {self.num_objects_removed:,}; bytes freed: {self.freed_bytes:,}; "
+            f"packs deleted or rewritten: {self.num_packs_removed} of {len(self.packs)}; "
+            f"unused bytes that stay, in packs not worth a rewrite: {left:,}"
         )
         return lines
 

@@ -256,7 +256,7 @@ class Store:
                 pack_bytes=sum(sizes),
                 num_objects=self._catalog.index.num_objects(),
                 num_sessions=sum(not session.removed for session in view.sessions.values()),
-                num_checkpoints=sum(len(session.heads) for session in view.sessions.values() if not session.removed),
+                num_checkpoints=len({head["manifest"] for session in view.sessions.values() if not session.removed for head in session.heads}),
                 journal_bytes=self._journal.num_bytes(),
                 num_journal_flushes=self._journal.num_flushes,
                 objects=self._objects.stats,

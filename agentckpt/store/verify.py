@@ -90,8 +90,8 @@ class VerifyReport:
     def describe(self) -> list[str]:
         """For people: a line each, the outcome last."""
         lines = [
-            f"{self.num_packs} packs, {self.num_objects} objects, {self.checked_bytes} bytes hashed; "
-            f"{self.num_sessions} sessions, {self.num_checkpoints} checkpoints (level {self.level})"
+            f"packs: {self.num_packs:,}, objects: {self.num_objects:,}, bytes hashed: {self.checked_bytes:,}; "
+            f"sessions: {self.num_sessions:,}, checkpoints: {self.num_checkpoints:,} (level {self.level})"
         ]
         if self.num_dropped:
             lines.append(f"{self.num_dropped} objects were dropped by prune; these checkpoints are whole and restore by prefill")

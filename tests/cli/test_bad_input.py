@@ -34,7 +34,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *, hint: bool = T
 def test_no_store_was_named() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "AGENTCKPT_STORE"} | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-m", "agentckpt", "ls"], capture_output=True, text=True, env=environment)
-    refused(done, 10)
+    refused(done, 2)
 
 
 def test_an_absent_directory(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_completion_offers_commands_and_sessions(command: Command, shared_store:
 def test_doctor_says_what_works(command: Command, shared_store: Path) -> None:
     checks = {check["name"]: check for check in command("-s", shared_store, "doctor", "--json").json["checks"]}
     assert checks["flock"]["ok"]
-    assert checks["store"]["found"] == "format 1, 1 named sessions"
+    assert checks["store"]["found"] == "format 1, 1 session"
 
 
 @pytest.mark.parametrize("name", [c.name for c in COMMANDS])
@@ -183,3 +183,26 @@ def test_the_installed_command_runs(shared_store: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "agentckpt", "ls"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "fix" in done.stdout
+
+
+def test_a_head_that_only_moved_wrote_nothing(command: Command, store: Path) -> None:
+    older = command("-s", store, "log", "fix", "--json").json["rows"][2]["id"]
+    assert command("-s", store, "fork", older, "try").code == 0
+    assert command("-s", store, "promote", "try").code == 0
+    rows = command("-s", store, "log", "fix", "--json").json["rows"]
+    assert (rows[0]["id"], rows[0]["reason"]) == (older, "promote")
+    assert rows[0]["new_bytes"] == 0 < rows[1]["new_bytes"]
+    assert [row["forks"] for row in rows if row["id"] == older] == [[], ["try"]]
+    assert command("-s", store, "stats", "--json").json["facts"]["num_checkpoints"] == 4
+
+
+def test_what_a_command_lacks_is_a_usage_error(command: Command, shared_store: Path) -> None:
+    for arguments in (["tag", "x"], ["log", "fix", "-n", "0"], ["completion", "tcsh"], ["log"], ["none"]):
+        assert command("-s", shared_store, *arguments).code == 2, arguments
+
+
+def test_results_are_shown_as_words_with_what_is_plain_first(command: Command, shared_store: Path) -> None:
+    text = command("-s", shared_store, "effects", "fix").out
+    assert "exit_code=0" in text
+    assert "command=echo line 0" in text
+    assert "{" not in text

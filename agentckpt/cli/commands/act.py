@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import NotFoundError
 from .. import render as r
-from ..stores import find, open_store
+from ..stores import UsageError, find, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def tag(store: Any, args: argparse.Namespace) -> Done:
         store.append(lambda view: [Draft("tag", None, {"tag": args.tag, "manifest": None})])
         return Done("untagged", args.tag, None)
     if args.id is None:
-        raise NotFoundError("which checkpoint?", object=args.tag, code="usage", hint="agentckpt tag ID TAG")
+        raise UsageError("which checkpoint?", object=args.tag, hint="agentckpt tag ID TAG")
     identity = find(store, store.view(), args.id).checkpoint.id
     store.append(lambda view: [Draft("tag", None, {"tag": args.tag, "manifest": identity})])
     return Done("tagged", args.tag, identity.hex())

@@ -38,10 +38,10 @@ class Content:
 
 def configure(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "diff":
-        parser.add_argument("before", metavar="A", help="a session, a tag, or a short unique id")
-        parser.add_argument("after", metavar="B")
+        parser.add_argument("before", metavar="A", help="the earlier one: a session (its head), a tag, or a short unique id")
+        parser.add_argument("after", metavar="B", help="the later one")
         return
-    parser.add_argument("what", metavar="ID[:PATH]", help="a checkpoint, and the path of a file in its sandbox")
+    parser.add_argument("what", metavar="ID[:PATH]", help="a checkpoint, and the path of a file in its sandbox; alone: the manifest")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--tokens", action="store_true", help="the token ids")
     one.add_argument("--text", action="store_true", help="the tokens as text (needs --model)")

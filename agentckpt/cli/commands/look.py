@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,9 @@ def run(name: str, args: argparse.Namespace) -> Any:
             records = effect_rows(view, session_named(view, args.session))
             wanted = [e for e in records if not args.unknown or e.state == "unknown"]
             return Effects(args.session, wanted, exit_code=14 if args.unknown and wanted else 0)
-        return Stats(r.to_plain(store.stats()))
+        facts = r.to_plain(store.stats())
+        # These two count what this process did, and a command that looks does nothing.
+        return Stats({key: value for key, value in facts.items() if key not in ("objects", "num_journal_flushes")})
 
 
 def row(view: View, session: SessionView) -> SessionRow:
@@ -172,7 +174,7 @@ def render_ls(result: Sessions, screen: r.Screen) -> None:
          str(s.unknown or "-"), s.parent or "-", r.ago(s.updated))
         for s in result.sessions
     ]  # fmt: skip
-    header = ("SESSION", "HEAD", "TURN", "CHECKPOINTS", "TOKENS", "SIZE", "NEW", "UNKNOWN", "FORK OF", "UPDATED")
+    header = ("SESSION", "HEAD", "TURN", "CHECKPOINTS", "TOKENS", "SIZE", "LAST CUT", "UNKNOWN", "FORK OF", "UPDATED")
     screen.table(header, rows, right=(2, 3, 4, 5, 6, 7))
 
 
@@ -185,26 +187,27 @@ def render_show(s: Shown, screen: r.Screen) -> None:
     for label, text in facts:
         screen.line(f"  {label:<12} {r.clean(text)}")
     for part in s.parts:
-        words = [f"{key} {_show_fact(key, value)}" for key, value in part.facts.items() if not isinstance(value, dict | list)]
+        words = [_show_fact(key, value) for key, value in part.facts.items() if key != "consistency" and not isinstance(value, dict | list)]
         held = f" [{s.consistency[part.name]}]" if part.name in s.consistency else ""
         screen.line(f"  part {r.clean(part.name)} ({part.kind}){held}: {r.clean(', '.join(words)) or '-'}")
 
 
 def render_effects(result: Effects, screen: r.Screen) -> None:
     if not result.effects:
-        screen.note("no effects")
+        screen.note("none")
         return
     rows = []
     for e in result.effects:
         state = e.state + (" (late)" if e.late else "")
-        rows.append((str(e.turn), e.tool, e.cls, state, r.short(e.key), _cut(e.args), _cut(e.error or e.value)))
+        rows.append((str(e.turn), e.tool, e.cls, state, r.short(e.key), _cut(e.args), _cut(e.error if e.error else e.value)))
     screen.table(("TURN", "TOOL", "CLASS", "STATE", "KEY", "ARGUMENTS", "RESULT"), rows, right=(0,))
 
 
 def render_stats(result: Stats, screen: r.Screen) -> None:
-    width = max((len(k) for k in result.facts), default=0)
+    labels = {key: key.replace("num_", "").replace("_", " ") for key in result.facts}
+    width = max(map(len, labels.values()), default=0)
     for key, value in result.facts.items():
-        screen.line(f"{key.replace('num_', '').replace('_', ' ').ljust(width)}  {_show_fact(key, value)}")
+        screen.line(f"{labels[key].ljust(width)}  {_amount(key, value)}")
 
 
 def _count(value: int | None) -> str:
@@ -216,13 +219,25 @@ def _size(value: int | None) -> str:
 
 
 def _show_fact(name: str, value: Any) -> str:
+    """``num_tokens`` 419 as "419 tokens", ``new_bytes`` 173 as "new 173 B"; the JSON form keeps the names."""
+    if name.startswith("num_"):
+        return f"{_amount(name, value)} {name.removeprefix('num_').replace('_', ' ')}"
+    label = name.removesuffix("_s") if isinstance(value, float) else name.removesuffix("_bytes")
+    return f"{label.replace('_', ' ')} {_amount(name, value)}"
+
+
+def _amount(name: str, value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value * 1e3:.3g} ms" if name.endswith("_s") and value < 1 else f"{value:.4g}" + " s" * name.endswith("_s")
     if isinstance(value, bool) or not isinstance(value, int):
         return str(value)
     return _size(value) if name.endswith("bytes") else f"{value:,}"
 
 
 def _cut(value: Any, limit: int = 48) -> str:
+    """One line. Of a map the plain entries first, then texts; what is empty or null is left out."""
+    if isinstance(value, Mapping):
+        plain = {k: v for k, v in r.to_plain(value).items() if v not in (None, "") and v is not False}
+        value = " ".join(f"{k}={v}" for k, v in sorted(plain.items(), key=lambda item: isinstance(item[1], str)))
     text = " ".join(str(r.to_plain(value)).split()) if value is not None else "-"
     return text if len(text) <= limit else text[: limit - 1] + "…"

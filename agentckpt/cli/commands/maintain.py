@@ -6,10 +6,9 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import NotFoundError
 from ...store import Store
 from .. import render as r
-from ..stores import open_store
+from ..stores import UsageError, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +20,7 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
+    ok: bool
     report: Any
     exit_code: int = 0
 
@@ -28,7 +28,6 @@ class Checked:
 @dataclass(frozen=True, slots=True)
 class Pruned:
     report: Any
-    dry_run: bool
     exit_code: int = 0
 
 
@@ -53,18 +52,18 @@ def run(name: str, args: argparse.Namespace) -> Any:
 
         with open_store(args) as store:
             report = verify(store, level="data" if args.data else args.level or "structure")
-        return Checked(report, exit_code=0 if report.ok else 12)
+        return Checked(report.ok, report, exit_code=0 if report.ok else 12)
     from ...store.prune import prune
 
     with open_store(args, write=True) as store:
         options = {} if args.kv is None else {"kv": args.kv}
-        return Pruned(prune(store, dry_run=args.dry_run, **options), args.dry_run)
+        return Pruned(prune(store, dry_run=args.dry_run, **options))
 
 
 def init(args: argparse.Namespace) -> Created:
     path = args.dir or args.store
     if not path:
-        raise NotFoundError("no directory was named", code="no-store", hint="agentckpt init DIR")
+        raise UsageError("no directory was named", code="no-store", hint="agentckpt init DIR")
     Store.init(path).close()
     return Created(str(path))
 
