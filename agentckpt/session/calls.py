@@ -20,7 +20,9 @@ LAZY_CLASSES: frozenset[EffectClass] = frozenset({"read", "sandbox"})
 INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 INTERRUPTED = ("Interrupted", "the call was interrupted")
 
-_inside_call: ContextVar[bool] = ContextVar("agentckpt_inside_call", default=False)
+_NOWHERE: frozenset[str] = frozenset()
+_inside: ContextVar[frozenset[str]] = ContextVar("agentckpt_inside_calls_of", default=_NOWHERE)
+"""lineages of the sessions whose tools are running here"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,19 @@ class Begun:
 
 
 def refuse_nested(invocation: Invocation) -> None:
-    if _inside_call.get():
+    if _inside.get():
         raise ConflictError(
             "a tool was called by a tool", code="nested-call", object=invocation.tool,
             hint="call the function directly: the outer call is the record, and its replay would not reach the inner one",
+        )  # fmt: skip
+
+
+def refuse_inside(lineage: bytes, what: str) -> None:
+    """For what waits for the tools under way: a tool that asked for it would wait for itself."""
+    if lineage.hex() in _inside.get():
+        raise ConflictError(
+            "was asked for by a tool of the same session", code="nested-call", object=what, expected="the loop, between calls",
+            found="a tool that is running", hint="return from the tool first",
         )  # fmt: skip
 
 
@@ -92,19 +103,19 @@ def guarded(invocation: Invocation, effect: Effect) -> Any:
     """Run the user's function so that a call from within it is noticed."""
     if invocation.is_async:
         return guarded_async(invocation, effect)
-    token = _inside_call.set(True)
+    token = _inside.set(_inside.get() | {effect.lineage})
     try:
         return invocation.invoke(effect)
     finally:
-        _inside_call.reset(token)
+        _inside.reset(token)
 
 
 async def guarded_async(invocation: Invocation, effect: Effect) -> Any:
-    token = _inside_call.set(True)
+    token = _inside.set(_inside.get() | {effect.lineage})
     try:
         return await invocation.invoke(effect)
     finally:
-        _inside_call.reset(token)
+        _inside.reset(token)
 
 
 def error_named(error: BaseException) -> tuple[str, str]:

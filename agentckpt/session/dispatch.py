@@ -1,7 +1,8 @@
 """What happens to one call: matched, or intended, dispatched and concluded.
 
 Invariants:
-1. The gate: nothing is dispatched before the previous turn's cut is published.
+1. The gate: nothing is dispatched before the previous turn's cut is published, nor after the session was closed; closing waits
+   for what is under way.
 2. An intent of a class that reaches the world is durable before the dispatch, and its outcome before it is returned.
 3. A call whose post-state is recorded has the sandbox alone from dispatch to capture.
 4. What a call gives is the decoded record, on the first run as on a replay.
@@ -72,6 +73,7 @@ class Dispatcher:
             plan = planned.result()
         try:
             yield from self._pass_gate()
+            live.check_open()
             if plan.match.orphan and plan.match.record is not None:
                 record = plan.match.record
                 yield Job(lambda: self._records.note_match(record))
@@ -87,6 +89,7 @@ class Dispatcher:
 
     def _decide(self, invocation: Invocation, begun: bool, decided: list[Plan]) -> Plan:
         live = self._live
+        live.check_open()
         turn = live.open_turn()
         with live.lock:
             live.num_calls += 1

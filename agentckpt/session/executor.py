@@ -3,7 +3,8 @@
 Invariants:
 1. No session has a thread of its own.
 2. A job of one pool waits only for jobs of pools further down this list, for the engine, or for nothing: so no pool can
-   starve itself. ``tools`` (user functions) -> ``work`` (open, cut, restore, fork) -> ``quick`` (one append, one match).
+   starve itself. ``turns`` (what waits for tools and then for a cut: checkpoint, promote, close) -> ``tools`` (user functions)
+   -> ``work`` (open, cut, restore, fork) -> ``quick`` (one append, one match).
 3. On an event loop's thread nothing of ours does I/O or waits: ``run`` moves the job to a pool there.
 """
 
@@ -19,9 +20,9 @@ from typing import Any, Literal, TypeVar
 from ..handles import Handle
 
 T = TypeVar("T")
-PoolName = Literal["tools", "work", "quick"]
+PoolName = Literal["turns", "tools", "work", "quick"]
 
-NUM_THREADS: dict[PoolName, int] = {"tools": 32, "work": 8, "quick": 16}
+NUM_THREADS: dict[PoolName, int] = {"turns": 16, "tools": 32, "work": 8, "quick": 16}
 
 _pools: dict[tuple[int, PoolName], ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()

@@ -2,8 +2,9 @@
 
 Invariants:
 1. A branch has its own lineage, nonce, parts and records; nothing that it does is seen by the parent before ``promote``.
-2. Nonce and id of a branch are functions of (parent's nonce or id, turn, ordinal of the fork, index, seed): a turn that is
-   executed again makes the same branches, with the same draws; durable ones are found again.
+2. Nonce and id of a branch are functions of (parent's id and nonce, turn, ordinal of the fork, index, seed; a durable one's id also
+   of the parent's head and ``at``): a turn that is executed again makes the same branches, with the same draws; durable ones are
+   found again, and never those of another head or timeline. So a durable fork waits until the cut before it is published.
 3. A branch may have no effects in the world unless they were granted, and none at all if it writes nothing.
 4. Promote is durable with the turn's cut (outside a turn: a cut at once); a crash before it leaves the parent as it was.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -21,11 +22,11 @@ from ..errors import ConflictError, IncompatibleError
 from ..handles import Handle
 from ..ledger import Ledger
 from ..nodes import encode
-from ..store import Lease
+from ..store import Lease, View
 from ..store.leases import host_identity
-from ..types import EFFECT_CLASSES, EffectClass, LiveSequence, Mark, Part
+from ..types import EFFECT_CLASSES, EffectClass, LiveSequence, Mark, Part, Value
 from .cut import Cutter
-from .executor import on_loop_thread, submit
+from .executor import PoolName, on_loop_thread, submit
 from .lineage import ancestors_of
 from .live import Live
 from .log import BodyOf, JournalLog, MemoryLog
@@ -80,6 +81,10 @@ class Taken:
     seedlings: list[Seedling]
 
 
+def _derived_id(origin: Value) -> bytes:
+    return blake3(encode(origin), derive_key_context="agentckpt v1 fork session").digest(SID_BYTES)
+
+
 def take(live: Live, n: int, seeds: Sequence[int] | None) -> Taken:
     """The instant of a fork: on the caller's thread, without I/O."""
     with live.turn_lock:
@@ -89,7 +94,7 @@ def take(live: Live, n: int, seeds: Sequence[int] | None) -> Taken:
     for index in range(n):
         seed = None if seeds is None else int(seeds[index])
         drawn = blake3(encode([live.nonce, place, index, seed]), derive_key_context="agentckpt v1 fork nonce").digest(NONCE_BYTES)
-        sid = blake3(encode([live.sid, place, index, seed]), derive_key_context="agentckpt v1 fork session").digest(SID_BYTES)
+        sid = _derived_id([live.sid, live.nonce, place, index, seed])  # the nonce tells timelines apart
         seedlings.append(Seedling(index, seed, sid, drawn, f"{live.name}/{place}.{index}"))
     with live.lock:
         mark = live.ledger.mark
@@ -163,6 +168,7 @@ def _durable_branch(live: Live, taken: Taken, seedling: Seedling, parts: Parts, 
     """A branch with a session of its own; one that an earlier execution of this turn made is found again."""
     store = live.store
     view = store.view()
+    seedling = _rooted(view, seedling, live.head.manifest if live.head is not None else None, at)
     known = view.sessions.get(seedling.sid)
     if known is not None and known.head is not None and not known.removed:
         options = Options(store, known.name, on_divergence=live.on_divergence)
@@ -190,6 +196,13 @@ def _durable_branch(live: Live, taken: Taken, seedling: Seedling, parts: Parts, 
     return Opened(branch, cutter, lease, owned_parts=parts.owned)
 
 
+def _rooted(view: View, seedling: Seedling, head: bytes | None, at: str | None) -> Seedling:
+    """A durable branch's id and name: the place in the turn does not tell apart what is forked between turns, by several runs."""
+    sid = _derived_id([seedling.sid, head, at])
+    taken = view.names.get(seedling.name, sid) != sid
+    return replace(seedling, sid=sid, name=f"{seedling.name}.{sid.hex()[:8]}" if taken else seedling.name)
+
+
 class Fork(Handle[list["Branch"]]):
     """Branches on their way: ``.result()``, ``await``, ``with`` and ``async with`` give the list; the blocks release them."""
 
@@ -207,7 +220,7 @@ class Fork(Handle[list["Branch"]]):
 
     async def __aexit__(self, *exc: object) -> None:
         branches = await self
-        await submit("work", lambda: release(branches))
+        await submit("turns", lambda: release(branches))
 
     def __await__(self) -> Generator[Any, None, list[Branch]]:
         return super().__await__()
@@ -286,10 +299,10 @@ def _is_packed(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"$ref"}
 
 
-def start(job: Callable[[], Any]) -> Handle[Any]:
+def start(name: PoolName, job: Callable[[], Any]) -> Handle[Any]:
     """In the background on an event loop, here otherwise."""
     if on_loop_thread():
-        return submit("work", job)
+        return submit(name, job)
     try:
         return Handle.of(job())
     except Exception as error:

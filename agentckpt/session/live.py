@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import ConflictError
 from ..handles import Handle
 from ..ledger import EffectRecord, Ledger, Occurrences, Vault
 from ..store import Store
@@ -172,21 +173,22 @@ class Live:
     def open_turn(self) -> int:
         """The number of the open turn; opens the next one if none is."""
         with self.turn_lock:
-            return self.turn if self.turn_open else self._begin_turn()
+            if not self.turn_open:
+                self._begin_turn()
+            return self.turn
 
-    def begin_turn(self) -> int:
-        """The next turn is open; its number."""
-        with self.turn_lock:
-            return self._begin_turn()
-
-    def _begin_turn(self) -> int:
+    def _begin_turn(self) -> None:
         self.turn += 1
         self.turn_open = True
         self.occurrences = Occurrences()
         self.asked = set()
         self.num_calls = self.num_forks = 0
         self.segments.begin_turn(self.turn)
-        return self.turn
+
+    def check_open(self) -> None:
+        """Raises ``ConflictError`` (code ``closed``) if the session was closed."""
+        if self.closed:
+            raise ConflictError("the session is closed", code="closed", object=f"session {self.name}", hint="open it again")
 
     def parts(self) -> dict[str, str]:
         """Name -> kind of the parts that this session has."""

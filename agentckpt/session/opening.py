@@ -170,8 +170,7 @@ def make_live(
     cutter = Cutter(live)
 
     def guard() -> None:
-        if live.closed:
-            raise ConflictError("the session is closed", code="closed", object=f"session {name}")
+        live.check_open()
         cutter.raise_error()
         live.open_turn()
 

@@ -6,8 +6,10 @@ event loop's thread nothing here does I/O or waits, except where a synchronous t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +19,7 @@ from ..handles import Handle
 from ..ledger import EffectRecord
 from ..store import Store
 from ..types import Sandbox, Value
+from .calls import refuse_inside
 from .dispatch import Dispatcher
 from .executor import chain, on_loop_thread, run, submit
 from .fork import Fork, Promotion, allowed_classes, exchange_owned, grow, release, start, take, take_over
@@ -56,6 +59,7 @@ class Session:
         self._options = options
         self._branches: list[Branch] = []
         self._opened: Opened | None = None
+        self._given_back = False
         if opened is not None:
             self._start(opened)
 
@@ -129,13 +133,22 @@ class Session:
             if kind is None:
                 if self._live.turn_open:
                     await self._end.close_async()
-                await submit("work", self._settle)
+                await submit("turns", self._settle)
         finally:
-            await submit("work", self._shut)
+            await self._last_calls()
+            await submit("turns", self._shut)
+
+    async def _last_calls(self) -> None:
+        """On an event loop: refuse further calls, and wait for those under way without holding a worker."""
+        if self._opened is not None:
+            self._opened.live.closed = True
+            for future in self._opened.live.in_flight.waiting():
+                await asyncio.shield(asyncio.wrap_future(future))
 
     def close(self) -> Handle[None]:
-        """Give everything back; an open turn stays open (no cut). Idempotent."""
-        return run("work", self._shut)
+        """Wait for the calls under way and give everything back; an open turn stays open (no cut). Idempotent."""
+        self._refuse_inside("close")
+        return run("turns", self._shut)
 
     def _settle(self) -> None:
         """Wait for the cut that is under way; raise what it ran into."""
@@ -146,17 +159,23 @@ class Session:
 
     def _shut(self) -> None:
         opened = self._opened
-        if opened is None or opened.live.closed:
+        if opened is None or self._given_back:
             return
-        opened.live.closed = True
-        self._cutter.wait()
-        release(self._branches)
-        for part in opened.owned_parts:
-            part.close()
-        if opened.lease is not None:
-            opened.lease.release()
-        if opened.owns_store:
-            opened.live.store.close()
+        self._given_back = True
+        with ExitStack() as last:  # from the end; what fails keeps nothing after it from being given back
+            if opened.owns_store:
+                last.callback(opened.live.store.close)
+            if opened.lease is not None:
+                last.callback(opened.lease.release)
+            for part in opened.owned_parts:
+                last.callback(part.close)
+            for branch in self._branches:
+                last.callback(branch.release)
+            last.callback(self._cutter.wait)
+            # No tool outlives the lease: another owner could restore the sandbox under it.
+            opened.live.closed = True
+            for future in opened.live.in_flight.waiting():
+                future.result()
 
     @property
     def _live(self) -> Live:
@@ -165,8 +184,7 @@ class Session:
         return self._opened.live
 
     def _check(self) -> None:
-        if self._live.closed:
-            raise ConflictError("the session is closed", code="closed", object=f"session {self._live.name}")
+        self._live.check_open()
         self._cutter.raise_error()
 
     # ---- what it holds -------------------------------------------------------------------------------------------
@@ -261,8 +279,9 @@ class Session:
         """
         live = self._live
         self._check_durable("checkpoint")
+        self._refuse_inside("checkpoint")
         if on_loop_thread() and live.in_flight.waiting():
-            return submit("work", lambda: self._cut(message, wait=True).result())
+            return submit("turns", lambda: self._cut(message, wait=True).result())
         return self._cut(message, wait=not on_loop_thread())
 
     def _cut(self, message: str | None, *, wait: bool) -> Handle[CheckpointInfo]:
@@ -271,7 +290,7 @@ class Session:
         handle = self._end.close(message) if wait else self._end.cut(message)
         assert handle is not None
         if was_open:
-            live.begin_turn()
+            live.open_turn()
         return handle
 
     def annotate(self, **values: Value) -> Handle[None]:
@@ -313,6 +332,7 @@ class Session:
         Raises (in the handle) ``IncompatibleError`` (no factory for the state, bad options), ``CapacityError``, ``ConflictError``.
         """
         self._check()
+        self._refuse_inside("fork")
         if n < 1 or (seeds is not None and len(seeds) != n):
             raise IncompatibleError(
                 "needs a seed for each branch", code="bad-option", object="fork", expected=f"{n} seeds, n >= 1", found=repr(seeds)
@@ -327,12 +347,14 @@ class Session:
         taken = take(live, n, seeds)
 
         def make() -> list[Branch]:
+            if durable and (gate := self._cutter.gate()) is not None:
+                gate.result()
             opened = grow(live, taken, allowed=allowed, durable=durable, at=at)
             branches = [Branch(self, each, seedling.seed) for each, seedling in zip(opened, taken.seedlings, strict=True)]
             self._branches.extend(branches)
             return branches
 
-        return Fork(start(make))
+        return Fork(start("work", make))
 
     def promote(self, branch: Branch) -> Handle[CheckpointInfo | None]:
         """Take over a branch: its directory, sequences, state, ledger entries and nonce; all other branches of it are released.
@@ -341,7 +363,8 @@ class Session:
         handle) ``ConflictError`` (not a branch of this session, released already, a call begun and not finished).
         """
         self._check()
-        return start(lambda: self._promote(branch))
+        self._refuse_inside("promote")
+        return start("turns", lambda: self._promote(branch))
 
     def _promote(self, branch: Branch) -> CheckpointInfo | None:
         if branch not in self._branches or branch.released:
@@ -360,6 +383,11 @@ class Session:
             return None
         handle = self._end.cut()
         return None if handle is None else handle.result()
+
+    def _refuse_inside(self, what: str) -> None:
+        if self._opened is not None:
+            for each in (self, *self._branches):
+                refuse_inside(each._live.lineage, what)
 
     def _check_durable(self, what: str) -> None:
         self._check()

@@ -226,7 +226,7 @@ class Turns:
             self._end.close()
         if self._until is not None and self._until():
             raise StopIteration
-        self._live.begin_turn()
+        self._live.open_turn()  # ``until`` or another thread may have begun it
         return self._turn
 
     def __aiter__(self) -> Turns:
@@ -241,5 +241,5 @@ class Turns:
             done = await done
         if done:
             raise StopAsyncIteration
-        self._live.begin_turn()
+        self._live.open_turn()
         return self._turn
