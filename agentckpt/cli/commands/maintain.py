@@ -55,7 +55,7 @@ def run(name: str, args: argparse.Namespace) -> Any:
         return Checked(report.ok, report, exit_code=0 if report.ok else 12)
     from ...store.prune import prune
 
-    with open_store(args, write=True) as store:
+    with open_store(args, write=not args.dry_run) as store:
         options = {} if args.kv is None else {"kv": args.kv}
         return Pruned(prune(store, dry_run=args.dry_run, **options))
 
