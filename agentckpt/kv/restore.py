@@ -9,7 +9,9 @@ Invariants:
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +189,13 @@ def _tail_refs(node: Node, raw: object, length: int, num_heads: int) -> tuple[Re
     return tuple(node.weak[first : first + count])
 
 
+Block = tuple[int, int, tuple[Ref, ...]]
+"""(first position, number of positions, chunks)"""
+NUM_READERS = 2
+NUM_AHEAD = 4
+"""blocks that are read and verified while earlier ones are scattered: hashing and copying overlap on two cores"""
+
+
 def load_blocks(source: Source, image: Image, memory: KVMemory, runs_of: Callable[[int, int], Sequence[Run] | None]) -> Loaded:
     """Read, verify and scatter blocks in order until one cannot be used.
 
@@ -195,27 +204,56 @@ def load_blocks(source: Source, image: Image, memory: KVMemory, runs_of: Callabl
     if image.kv_id is None:
         reason = "no KV was captured" if image.computed else None
         return Loaded(0, 0, reason)
-    blocks = [(index * BLOCK_TOKENS, BLOCK_TOKENS, refs) for index, refs in enumerate(image.block_refs)]
+    blocks: list[Block] = [(index * BLOCK_TOKENS, BLOCK_TOKENS, refs) for index, refs in enumerate(image.block_refs)]
     rest = image.computed % BLOCK_TOKENS
     if rest:
         blocks.append((image.computed - rest, rest, image.tail_refs))
-    staged: tuple[Any, list[memoryview]] | None = None
-    staged_tokens = 0
-    for first, length, refs in blocks:
-        if not refs:
-            return Loaded(first, 0, f"no KV was captured from position {first} on")
-        runs = runs_of(first, first + length)
-        if runs is None:
-            return Loaded(first, 0, f"no free blocks for the KV from position {first} on")
-        if staged is None or staged_tokens != length:
-            # One staging buffer for all whole blocks: fresh memory for each would cost a page fault every 4 KiB.
-            staged, staged_tokens = memory.staging(length), length
-        try:
-            for ref, view in zip(refs, staged[1], strict=True):
-                source.read_into(ref, view)
-            memory.scatter(runs, staged[0])
-        except NotFoundError:
-            return Loaded(first, 0, f"the KV from position {first} on is absent (dropped or missing)")
-        except CorruptionError as error:
-            return Loaded(first, length, f"the KV at position {first} is corrupt: {error}")
+    with _ReadAhead(source, blocks, memory) as ahead:
+        for first, length, refs in blocks:
+            if not refs:
+                return Loaded(first, 0, f"no KV was captured from position {first} on")
+            runs = runs_of(first, first + length)
+            if runs is None:
+                return Loaded(first, 0, f"no free blocks for the KV from position {first} on")
+            try:
+                ahead.scatter_next(runs)
+            except NotFoundError:
+                return Loaded(first, 0, f"the KV from position {first} on is absent (dropped or missing)")
+            except CorruptionError as error:
+                return Loaded(first, length, f"the KV at position {first} is corrupt: {error}")
     return Loaded(image.computed, 0, None)
+
+
+class _ReadAhead:
+    """Reads and verifies the next blocks on a few threads. Staging buffers are used in turn: fresh memory for each block
+    would cost a page fault every 4 KiB."""
+
+    def __init__(self, source: Source, blocks: Sequence[Block], memory: KVMemory) -> None:
+        self._source, self._memory = source, memory
+        self._left = deque(block for block in blocks if block[2])
+        self._free: list[tuple[Any, list[memoryview]]] = []
+        self._waiting: deque[tuple[int, tuple[Any, list[memoryview]], list[Future[None]]]] = deque()
+        self._threads = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="agentckpt-restore")
+
+    def __enter__(self) -> _ReadAhead:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def scatter_next(self, runs: Sequence[Run]) -> None:
+        """Scatter the next block to ``runs``, if all of its chunks were verified. Raises what their reads raised."""
+        self._start()
+        length, staging, reads = self._waiting.popleft()
+        for read in reads:
+            read.result()
+        self._memory.scatter(runs, staging[0])
+        if length == BLOCK_TOKENS:
+            self._free.append(staging)
+
+    def _start(self) -> None:
+        while self._left and len(self._waiting) < NUM_AHEAD:
+            _, length, refs = self._left.popleft()
+            staging = self._free.pop() if self._free and length == BLOCK_TOKENS else self._memory.staging(length)
+            reads = [self._threads.submit(self._source.read_into, ref, view) for ref, view in zip(refs, staging[1], strict=True)]
+            self._waiting.append((length, staging, reads))
