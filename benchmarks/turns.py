@@ -125,11 +125,24 @@ def exposed(engine: Engine, folder: Path, *, quick: bool) -> list[Row]:
             session.state.count += 1
         metrics = list(session.metrics)
     flush = sync_seconds(folder, 4096) * 1e3
+    without = statistics.median(plain(engine, num_turns)) * 1e3
     return [
-        Row("last token to a reading tool", "ms", statistics.median(waits["read"]) * 1e3, against="without agentckpt: a call", other=1e-4),
+        Row("last token to a reading tool", "ms", statistics.median(waits["read"]) * 1e3, against="the same loop without agentckpt", other=without),
         Row("last token to an irreversible tool (intent flushed)", "ms", statistics.median(waits["irreversible"]) * 1e3,
             against="one 4 KiB append + fdatasync here", other=flush),
         Row("exposed time of a cut, median", "ms", statistics.median(m.exposed_s for m in metrics) * 1e3),
         Row("cut until durable, median", "ms", statistics.median(m.durable_s for m in metrics) * 1e3,
             against="two 4 KiB flushes here", other=2 * flush),
     ]  # fmt: skip
+
+
+def plain(engine: Engine, num_turns: int) -> list[float]:
+    """The same loop on the engine alone: nothing is recorded, the tool is called as a function."""
+    sequence, waits = engine.open_sequence(), []
+    for number in range(num_turns):
+        sequence.append(f"turn {number}\n").result()
+        sequence.generate(max_tokens=8, seed=number).result()
+        last = time.perf_counter()
+        waits.append(look(begun={}) - last)
+    sequence.close()
+    return waits
