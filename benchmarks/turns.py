@@ -126,14 +126,15 @@ def exposed(engine: Engine, folder: Path, *, quick: bool) -> list[Row]:
         metrics = list(session.metrics)
     flush = sync_seconds(folder, 4096) * 1e3
     without = statistics.median(plain(engine, num_turns)) * 1e3
+    reading, acting = (statistics.median(waits[name]) * 1e3 for name in ("read", "irreversible"))
+    exposed_ms = statistics.median(m.exposed_s for m in metrics) * 1e3
+    durable_ms = statistics.median(m.durable_s for m in metrics) * 1e3
     return [
-        Row("last token to a reading tool", "ms", statistics.median(waits["read"]) * 1e3, against="the same loop without agentckpt", other=without),
-        Row("last token to an irreversible tool (intent flushed)", "ms", statistics.median(waits["irreversible"]) * 1e3,
-            against="one 4 KiB append + fdatasync here", other=flush),
-        Row("exposed time of a cut, median", "ms", statistics.median(m.exposed_s for m in metrics) * 1e3),
-        Row("cut until durable, median", "ms", statistics.median(m.durable_s for m in metrics) * 1e3,
-            against="two 4 KiB flushes here", other=2 * flush),
-    ]  # fmt: skip
+        Row("last token to a reading tool", "ms", reading, against="the same loop without agentckpt", other=without),
+        Row("last token to an irreversible tool (intent flushed)", "ms", acting, against="one 4 KiB append and fdatasync", other=flush),
+        Row("exposed time of a cut, median", "ms", exposed_ms),
+        Row("cut until durable, median", "ms", durable_ms, against="two such flushes", other=2 * flush),
+    ]
 
 
 def plain(engine: Engine, num_turns: int) -> list[float]:
