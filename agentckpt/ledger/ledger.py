@@ -277,6 +277,10 @@ class Ledger:
             self._taken.add(found.record.key)
         return found
 
+    def give_back(self, key: bytes) -> None:
+        """The record that a call took was not returned to it: another equal call may take it."""
+        self._taken.discard(key.hex())
+
     def peek(self, call: Call) -> Match:
         """As ``match``, without taking the record."""
         candidates = self._candidates()

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConflictError, DivergenceError, EffectUnknownError, ToolError
+from ..errors import ConflictError, DivergenceError, EffectUnknownError, IncompatibleError, ToolError
 from ..ledger import Call, EffectRecord, Match
 from ..types import EffectClass, Value
 from .difference import first_difference
@@ -122,6 +122,11 @@ def error_named(error: BaseException) -> tuple[str, str]:
     return type(error).__name__, str(error)
 
 
+def is_answer(error: BaseException) -> bool:
+    """True if this is what the record says of the call, so that the caller has its outcome."""
+    return isinstance(error, ToolError) or (isinstance(error, IncompatibleError) and error.code == "not-encodable")
+
+
 def tool_error(tool: str, named: tuple[str, str]) -> ToolError:
     return ToolError(f"raised {named[0]}: {named[1]}", type_name=named[0], object=tool)
 
@@ -129,7 +134,7 @@ def tool_error(tool: str, named: tuple[str, str]) -> ToolError:
 def unknown(tool: str, key: str, turn: int, why: str) -> EffectUnknownError:
     return EffectUnknownError(
         f"turn {turn}, effect {key[:12]}: {why}", object=tool, expected="a known outcome", found="unknown",
-        hint=f"find out whether it happened, then `agentckpt effects resolve {key[:12]}`; or declare verify= on the tool",
+        hint=f"find out whether it happened, then `agentckpt resolve {key[:12]}`; or declare verify= on the tool",
     )  # fmt: skip
 
 
@@ -148,5 +153,5 @@ def post_missing(record: EffectRecord) -> EffectUnknownError:
     return EffectUnknownError(
         f"turn {record.turn}, effect {record.key[:12]}: it is done in the world, but what it did to the sandbox is not known",
         code="post-missing", object=record.tool, expected="the sandbox's post-state beside the outcome", found="none",
-        hint="bring the sandbox into order by hand, then `agentckpt effects resolve`",
+        hint="bring the sandbox into order by hand, then `agentckpt resolve`",
     )  # fmt: skip

@@ -106,7 +106,6 @@ class Cutter:
             started_s=started,
             pause_s=perf_counter() - started,
         )
-        live.undelivered.clear()
         self._newest = cut
         if here:
             self._write_or_fail(cut)

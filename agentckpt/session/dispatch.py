@@ -11,7 +11,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
 from dataclasses import replace
 from time import perf_counter
@@ -29,6 +28,7 @@ from .calls import (
     displaced,
     error_named,
     guarded,
+    is_answer,
     post_missing,
     refuse_nested,
     unknown,
@@ -77,10 +77,16 @@ class Dispatcher:
             if plan.match.orphan and plan.match.record is not None:
                 record = plan.match.record
                 yield Job(lambda: self._records.note_match(record))
-            return (yield from self._follow(plan, begun))
+            value = yield from self._follow(plan, begun)
+            live.undelivered.discard(plan.key)
+            return value
         except BaseException as error:
             if isinstance(error, EffectUnknownError):
                 live.asked.add(plan.key.hex())
+            if is_answer(error):
+                live.undelivered.discard(plan.key)
+            else:
+                self._records.not_returned(plan)
             live.in_flight.leave(plan.key)
             raise
         finally:
@@ -207,7 +213,7 @@ class Dispatcher:
         else:
             try:
                 return (yield Job(lambda: self._records.succeed(plan, result)))
-            except asyncio.CancelledError:
+            except INTERRUPTIONS:
                 self._records.keep_returnable(plan)
                 raise
         failure = yield Job(lambda: self._records.fail(plan, raised))

@@ -294,6 +294,7 @@ def _own(options: Options, store: Store, plan: Plan, parts: Parts, lease: Lease)
     live, cutter = make_live(store, session.sid, session.name, session.lineage, parts, log, plan.ledger, segments, lock)
     live.on_divergence = options.on_divergence
     live.turn = plan.turn
+    live.undelivered = set(checkpoint.undelivered)
     refs = {name: ref for name, (_, ref) in checkpoint.parts.items()}
     generation = session.generation + (plan.mode == "rollback")
     live.head = Head(checkpoint.id, generation, checkpoint.turn, refs)

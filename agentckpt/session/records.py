@@ -124,6 +124,14 @@ class Records:
             self.returnable[plan.invocation.tool, plan.call.canonical] = plan.call
             self._live.undelivered.add(plan.key)
 
+    def not_returned(self, plan: Plan) -> None:
+        """Something came between a record and its caller: the next equal call gets it."""
+        if plan.deliver:
+            self.keep_returnable(plan)
+        elif plan.match.record is not None:
+            with self._live.lock:
+                self._live.ledger.give_back(plan.key)
+
     def deliver(self, plan: Plan) -> Any:
         """The outcome that an equal call before could not be given."""
         live = self._live
@@ -135,7 +143,6 @@ class Records:
         record = live.ledger.get(plan.key)
         if record is None or not record.finished:
             raise unknown(plan.invocation.tool, plan.key.hex(), plan.turn, "its outcome was lost")
-        live.undelivered.discard(plan.key)
         return self.result(plan, record, begun=False)
 
     def conclude_intended(self, plan: Plan) -> None:
