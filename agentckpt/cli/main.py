@@ -44,6 +44,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("fork", "act", "start a new session from a checkpoint", "act"),
     Command("promote", "act", "move a session's head to the head of one of its forks", "act"),
     Command("restore", "act", "load the files of a checkpoint into a directory", "act"),
+    Command("resolve", "act", "say how an effect ended whose outcome is not known", "act"),
     Command("tag", "act", "give a checkpoint a name, or take the name away", "act"),
     Command("rm", "act", "remove a session; its bytes go at the next prune", "act"),
     Command("init", "maintain", "create a store", "maintain"),

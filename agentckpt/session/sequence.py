@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -196,3 +196,19 @@ class RecordingSequence:
         else:
             self._segments.matched(recorded)
         return Handle.of(None)
+
+
+class Sequences(Mapping[str, RecordingSequence]):
+    """``session.kv`` of a session with several sequences: ``session.kv["planner"]``."""
+
+    def __init__(self, sequences: Mapping[str, RecordingSequence]) -> None:
+        self._sequences = sequences
+
+    def __getitem__(self, name: str) -> RecordingSequence:
+        return self._sequences[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sequences)
+
+    def __len__(self) -> int:
+        return len(self._sequences)

@@ -26,25 +26,9 @@ from .fork import Fork, Promotion, allowed_classes, exchange_owned, grow, releas
 from .live import Difference, Divergence, Live
 from .opening import Durability, Opened, Options, open_session
 from .report import CheckpointInfo, RestoreReport, TurnMetrics
-from .sequence import RecordingSequence
+from .sequence import Sequences
 from .turn import Turn, TurnEnd, Turns
 from .values import to_value
-
-
-class Sequences(Mapping[str, RecordingSequence]):
-    """``session.kv``: ``session.kv["planner"]``; with one sequence its methods are here as well."""
-
-    def __init__(self, sequences: Mapping[str, RecordingSequence]) -> None:
-        self._sequences = sequences
-
-    def __getitem__(self, name: str) -> RecordingSequence:
-        return self._sequences[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._sequences)
-
-    def __len__(self) -> int:
-        return len(self._sequences)
 
 
 class Session:

@@ -1,4 +1,4 @@
-"""What can be done to stored sessions without loading a part: fork, promote, remove.
+"""What can be done to stored sessions without loading a part: fork, promote, resolve an effect, remove.
 
 Invariants:
 1. Each is one append: all its records are visible together or not at all.
@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConflictError, IncompatibleError, NotFoundError
+from ..errors import AmbiguousIdError, ConflictError, IncompatibleError, NotFoundError
+from ..ledger import EffectRecord, pack_value, resolve_body
 from ..manifest import Checkpoint, decode_checkpoint
 from ..store import Draft, SessionView, Store, View
-from ..types import KIND_BYTE, Ref
+from ..types import KIND_BYTE, EffectState, Ref, Value
+from .lineage import session_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +82,47 @@ def promote_stored(store: Store, branch: str, into: str | None = None) -> tuple[
 
         store.append(build)
     return target.name, identity
+
+
+def resolve_stored(store: Store, prefix: str, *, applied: bool, value: Value = None, note: str = "") -> tuple[str, EffectRecord]:
+    """A person says how an effect ended: it stands in the world, with ``value`` as its result, or it does not and may be made.
+
+    ``prefix``: the first hex digits of the effect's key. Returns the session's name and the record before. Raises
+    ``NotFoundError``, ``AmbiguousIdError``, ``ConflictError`` (a live owner; an effect that has ended already, code
+    ``effect-transition``), ``CapacityError`` (the value is over 16 MiB).
+    """
+    view = store.view()
+    session, record = effect_named(store, view, prefix)
+
+    def put(data: bytes) -> Ref:
+        ref = store.put("chunk", data)
+        store.sync()
+        return ref
+
+    packed = pack_value(value, put)
+    state: EffectState = "resolved" if applied else "verified-not"
+    with owned(store, session.sid):
+
+        def build(now: View) -> list[Draft]:
+            present = now.sessions[session.sid]
+            found = session_ledger(store, now, present).get(bytes.fromhex(record.key))
+            body = resolve_body(found or record, state, epoch=present.epoch, by="person", note=note, value=packed)
+            return [Draft("resolve", session.sid, body)]
+
+        store.append(build)
+    return session.name, record
+
+
+def effect_named(store: Store, view: View, prefix: str) -> tuple[SessionView, EffectRecord]:
+    """The one effect whose key begins so, and the session that made it."""
+    sessions = [session for session in view.sessions.values() if not session.removed]
+    pairs = [(session, record) for session in sessions for record in session_ledger(store, view, session).effects]
+    found = [(session, record) for session, record in pairs if record.sid == session.sid and record.key.startswith(prefix.lower())]
+    if not prefix or not found:
+        raise NotFoundError("no effect has that key", object=prefix or "''", hint="`agentckpt effects NAME` lists them")
+    if len(found) > 1:
+        raise AmbiguousIdError("fits several effects", object=prefix, found=", ".join(record.key[:16] for _, record in found[:5]))
+    return found[0]
 
 
 def remove_stored(store: Store, name: str) -> bytes:

@@ -246,6 +246,7 @@ class Store:
     def stats(self) -> StoreStats:
         """Counts and sizes. Reads sizes of all packs."""
         view = self.view()
+        kept = [session for session in view.sessions.values() if not session.removed]
         self._objects.index_now()
         with io_errors(self.path):
             names = list_packs(self._io, self.path)
@@ -255,8 +256,8 @@ class Store:
                 num_open_packs=sum(name.endswith(".open") for name in names),
                 pack_bytes=sum(sizes),
                 num_objects=self._catalog.index.num_objects(),
-                num_sessions=sum(not session.removed for session in view.sessions.values()),
-                num_checkpoints=len({head["manifest"] for session in view.sessions.values() if not session.removed for head in session.heads}),
+                num_sessions=len(kept),
+                num_checkpoints=len({head["manifest"] for session in kept for head in session.heads}),
                 journal_bytes=self._journal.num_bytes(),
                 num_journal_flushes=self._journal.num_flushes,
                 objects=self._objects.stats,

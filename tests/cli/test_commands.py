@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+import agentckpt
 from agentckpt.cli.main import COMMANDS, build_parser
-from agentckpt.errors import EXIT_CODES
+from agentckpt.errors import EXIT_CODES, EffectUnknownError
 
 Command = Any
 
@@ -206,3 +207,36 @@ def test_results_are_shown_as_words_with_what_is_plain_first(command: Command, s
     assert "exit_code=0" in text
     assert "command=echo line 0" in text
     assert "{" not in text
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_person_resolves_an_unknown_effect_and_the_session_goes_on(command: Command, tmp_path: Path, applied: bool) -> None:
+    calls: list[str] = []
+
+    @agentckpt.tool(effect="irreversible", intent_key=lambda version: version)
+    def ship(version: str) -> str:
+        calls.append(version)
+        if len(calls) == 1:
+            raise OSError("the line went dead")
+        return "second"
+
+    def run() -> str:
+        with agentckpt.Session.open(tmp_path / "store", "fix") as session:
+            for turn in session.turns():
+                return str(turn.call(ship, version="v1"))
+        raise AssertionError
+
+    for _ in range(2):
+        with pytest.raises(EffectUnknownError, match="turn 1") as error:
+            run()
+    assert calls == ["v1"]
+    (effect,) = command("-s", tmp_path / "store", "effects", "fix", "--json").json["effects"]
+    assert f"agentckpt resolve {effect['key'][:12]}" in str(error.value.hint)
+    how = ["--applied", "--value", '"first"'] if applied else ["--not-applied"]
+    assert command("-s", tmp_path / "store", "resolve", "ffff", *how).code == 10
+    assert command("-s", tmp_path / "store", "resolve", effect["key"][:12], "--applied", "--value", "{").code == 2
+    assert command("-s", tmp_path / "store", "resolve", effect["key"][:12], *how).code == 0
+    assert command("-s", tmp_path / "store", "effects", "fix", "--unknown").code == 0
+    assert run() == ("first" if applied else "second")
+    assert calls == (["v1"] if applied else ["v1", "v1"])
+    assert command("-s", tmp_path / "store", "resolve", effect["key"], "--not-applied").code == 11

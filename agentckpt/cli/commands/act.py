@@ -1,8 +1,9 @@
-"""``fork``, ``promote``, ``restore``, ``tag``, ``rm``: change names and heads, or load files."""
+"""``fork``, ``promote``, ``restore``, ``resolve``, ``tag``, ``rm``: change names and heads, or load files."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,13 @@ def configure(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("id", help=word)
         parser.add_argument("--sandbox", required=True, metavar="DIR", help="an absent or empty directory for the files")
         parser.add_argument("--dry-run", action="store_true", help="say what would be written; write nothing")
+    elif name == "resolve":
+        parser.add_argument("key", help="the first digits of the effect's key, as `agentckpt effects` shows them")
+        how = parser.add_mutually_exclusive_group(required=True)
+        how.add_argument("--applied", action="store_true", help="it stands in the world: the recovered call returns VALUE")
+        how.add_argument("--not-applied", action="store_true", help="it does not: the recovered call is made, under the same key")
+        parser.add_argument("--value", default=None, metavar="JSON", help="what the call returned, with --applied (default: null)")
+        parser.add_argument("--note", default="", help="how you know; kept in the journal")
     elif name == "tag":
         parser.add_argument("id", nargs="?", help=word)
         parser.add_argument("tag", help="the name to give")
@@ -68,6 +76,8 @@ def run(name: str, args: argparse.Namespace) -> Any:
 
             target, head = promote_stored(store, args.branch, args.into)
             return Done("promoted", target, head.hex())
+        if name == "resolve":
+            return resolve(store, args)
         if name == "tag":
             return tag(store, args)
         if name == "rm":
@@ -76,6 +86,19 @@ def run(name: str, args: argparse.Namespace) -> Any:
             remove_stored(store, args.session)
             return Done("removed", args.session, None)
         return restore(store, args)
+
+
+def resolve(store: Any, args: argparse.Namespace) -> Done:
+    from ...session.stored import resolve_stored
+
+    if args.value is not None and args.not_applied:
+        raise UsageError("what did not happen has no result", object="--value")
+    try:
+        value = None if args.value is None else json.loads(args.value)
+    except ValueError as error:
+        raise UsageError(f"is no JSON: {error}", object="--value", hint="""text needs its quotes: --value '"v1 is out"'""") from error
+    name, record = resolve_stored(store, args.key, applied=args.applied, value=value, note=args.note)
+    return Done("resolved", f"{record.tool} of {name}, turn {record.turn}: {'applied' if args.applied else 'not applied'}", None)
 
 
 def tag(store: Any, args: argparse.Namespace) -> Done:
