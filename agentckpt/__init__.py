@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .errors import NotApplied as NotApplied
     from .sandbox import Workspace as Workspace
     from .session import AppendList as AppendList
+    from .session import Applied as Applied
     from .session import Effect as Effect
     from .session import Session as Session
     from .session import restore as restore
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # Loaded when first used: `import agentckpt` costs nothing, and torch comes only with `agentckpt.engine`.
 _HOMES = {
     "AppendList": "session",
+    "Applied": "session",
     "Effect": "session",
     "NotApplied": "errors",
     "Session": "session",
@@ -28,7 +30,7 @@ _HOMES = {
     "tool": "session",
 }
 
-__all__ = ["AppendList", "Effect", "NotApplied", "Session", "Store", "Workspace", "errors", "restore", "tool"]
+__all__ = ["AppendList", "Applied", "Effect", "NotApplied", "Session", "Store", "Workspace", "errors", "restore", "tool"]
 
 
 def __getattr__(name: str) -> Any:

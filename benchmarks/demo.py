@@ -17,7 +17,7 @@ KV_BYTES = 23040
 
 def run(*, quick: bool) -> list[Row]:
     rows = [*metadata.run(quick=quick), *kv_restore.run(quick=quick), *turns.run(quick=quick)]
-    return rows + demo(num_bugs=2 if quick else 6)
+    return rows + demo(num_bugs=2 if quick else 4)
 
 
 def demo(*, num_bugs: int) -> list[Row]:

@@ -26,7 +26,7 @@ def run(*, quick: bool) -> list[Row]:
 
 def pauses(engine: Engine, folder: Path, *, quick: bool) -> list[Row]:
     """Captures every 50 ms while one sequence decodes, beside the same decode without; rounds alternate."""
-    num_rounds, num_tokens = (4, 24) if quick else (12, 48)
+    num_rounds, num_tokens = (4, 24) if quick else (12, 32)
     gaps: dict[bool, list[float]] = {True: [], False: []}
     found: list[float] = []
     with Store.open(str(folder / "pauses"), create=True) as store:

@@ -37,12 +37,14 @@ class Captures:
 
     def take(self, holder: Sequence, at_boundary: AtBoundary, sink: Sink, previous: Ref | None) -> KVPending:
         """Cut the context of ``holder`` between two steps. Blocks the caller until there, and while too much is pinned."""
+        num_needed: list[int] = []
         while True:
-            pending = at_boundary(lambda: self._cut(holder.context, sink, previous))
+            pending = at_boundary(lambda: self._cut(holder.context, sink, previous, num_needed))
             if pending is not None:
                 return pending
             with self._lock:
-                if self._any_written_now():
+                # A cut of a long context is not cheap: it is tried again when there is room for it, not at each unpin.
+                while self._any_written_now() and self._is_over(num_needed[-1]):
                     self._lock.wait()
 
     def _is_over(self, num_more: int) -> bool:
@@ -51,13 +53,16 @@ class Captures:
     def _any_written_now(self) -> bool:
         return any(one.started for one in self._pendings)
 
-    def _cut(self, context: Context, sink: Sink, previous: Ref | None) -> KVPending | None:
+    def _cut(self, context: Context, sink: Sink, previous: Ref | None, num_needed: list[int]) -> KVPending | None:
+        """None, and the number of blocks that it would pin, if it has to wait."""
         begun = time.perf_counter()
         cut = context.cut(sink, previous)
         parts = [*cut.runs, *([cut.tail_runs] if cut.tail_runs else [])]
         staged = None
-        if parts and self._is_over(sum(map(len, parts))):
+        num_blocks = sum(map(len, parts))
+        if parts and self._is_over(num_blocks):
             if self._any_written_now():
+                num_needed.append(num_blocks)
                 return None
             staged = [self._kv.gather(runs) for runs in parts]
         else:
