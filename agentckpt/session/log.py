@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from blake3 import blake3
 
 from ..errors import ConflictError
-from ..ledger import Ledger
+from ..ledger import Ledger, LedgerEntry
 from ..ledger.values import pack_value
 from ..store import Draft, Store, View
 from ..types import Mark, Ref, Value
@@ -27,19 +27,6 @@ BodyOf = tuple[str, Mapping[str, Any]]
 """(kind, body) of a record"""
 ENTRY_KINDS = frozenset({"segment", "intent", "outcome", "resolve", "restore"})
 """what ``SessionView.entries`` holds"""
-
-
-class EntryLike(Protocol):
-    """What the session needs of a journal entry."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def sseq(self) -> int: ...
-    @property
-    def hash(self) -> bytes: ...
-    @property
-    def body(self) -> Mapping[str, Any]: ...
 
 
 class Log(Protocol):
@@ -53,7 +40,7 @@ class Log(Protocol):
     @property
     def mark(self) -> Mark: ...
 
-    def append(self, drafts: Sequence[BodyOf], *, segments: bool = False, durable: bool = True) -> Sequence[EntryLike]:
+    def append(self, drafts: Sequence[BodyOf], *, segments: bool = False, durable: bool = True) -> Sequence[LedgerEntry]:
         """Append records (kind, body) in order; with ``segments`` the recorded ones stand before them."""
         ...
 
@@ -98,7 +85,7 @@ class JournalLog:
         segments: bool = False,
         durable: bool = True,
         expect: Callable[[View], None] = lambda view: None,
-    ) -> Sequence[EntryLike]:
+    ) -> Sequence[LedgerEntry]:
         """Raises ``ConflictError`` (a newer owner, a moved head), ``StoreError``, ``CapacityError``.
 
         ``expect`` runs in the critical section and may refuse.
@@ -109,10 +96,10 @@ class JournalLog:
             self._store.flush_journal()
         return entries
 
-    def _write(self, drafts: Sequence[BodyOf], segments: bool, expect: Callable[[View], None]) -> Sequence[EntryLike]:
+    def _write(self, drafts: Sequence[BodyOf], segments: bool, expect: Callable[[View], None]) -> Sequence[LedgerEntry]:
         taken: list[Segment] = []
         owed: list[BodyOf] = []
-        others: list[EntryLike] = []
+        others: list[LedgerEntry] = []
 
         def build(view: View) -> list[Draft]:
             expect(view)
@@ -188,7 +175,7 @@ class MemoryLog:
     def mark(self) -> Mark:
         return self._mark
 
-    def append(self, drafts: Sequence[BodyOf], *, segments: bool = False, durable: bool = True) -> Sequence[EntryLike]:
+    def append(self, drafts: Sequence[BodyOf], *, segments: bool = False, durable: bool = True) -> Sequence[LedgerEntry]:
         entries = []
         with self._lock:
             for kind, body in drafts:
